@@ -1,0 +1,1 @@
+"""Pure decisions about ownership, placement and migration."""

@@ -1,0 +1,1 @@
+"""The shared kernel: records, identifiers, ports, the fault catalogue, configuration and the typed client."""

@@ -1,0 +1,91 @@
+"""What each daemon is told: plain records. ``gridkeeper.configfile`` reads them from YAML and names what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gridkeeper.ids import NodeId, RegionId, ReplicaId
+from gridkeeper.records.common import Label
+from gridkeeper.snapshot import Policy
+from gridkeeper.timings import Timings
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files. The key must be 0600."""
+
+    certificate: str
+    key: str
+    authority: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """An etcd cluster. ``password_file`` holds the password, so that it is in no argv and no config."""
+
+    endpoints: tuple[str, ...]
+    tls: TlsFiles | None = None
+    user: str = ""
+    password_file: str = ""
+    allow_unsafe_version: bool = False  # 3.5.0 to 3.5.5
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPath:
+    """A region's checkpoint store: a directory that stands for its object store."""
+
+    region: RegionId
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """``gridkeeper agent --config FILE``."""
+
+    node: NodeId
+    region: RegionId
+    servers: tuple[str, ...]  # replicas of this region, host:port
+    state_dir: str
+    tls: TlsFiles
+    checkpoints: str  # this region's checkpoint store
+    rack: str = "default"
+    labels: tuple[Label, ...] = ()
+    backends: tuple[str, ...] = ("nvml",)  # "nvml", "host", "replay:<file>"
+    kernel_log: str = "/dev/kmsg"  # or a file that is followed; "" = none
+    metrics_listen: str = ""  # host:port; "" = off
+    driver_timeout_ms: int = 10_000
+    spool_max_bytes: int = 64 * 1024 * 1024
+    otlp_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneConfig:
+    """``gridkeeper controlplane --config FILE``. One server carries AgentLink, Grid, health and reflection."""
+
+    replica: ReplicaId
+    region: RegionId
+    listen: str
+    tls: TlsFiles
+    region_store: StoreConfig
+    global_store: StoreConfig
+    checkpoints: tuple[RegionPath, ...]
+    advertise: str = ""  # how others reach `listen`; "" = the same
+    metrics_listen: str = ""
+    trust_domain: str = "gridkeeper.local"
+    timings: Timings = field(default_factory=Timings)
+    policy: Policy = field(default_factory=Policy)
+    otlp_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionEndpoints:
+    name: RegionId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """``~/.config/gridkeeper/client.yaml``, ``$GRIDKEEPER_CONFIG`` or ``--config``: CLI and TUI."""
+
+    regions: tuple[RegionEndpoints, ...]
+    tls: TlsFiles

@@ -1,0 +1,148 @@
+"""Running jobs and keeping their checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gridkeeper.ids import DeviceId, Epoch, JobId
+from gridkeeper.records.jobs import JobSpec
+
+
+class ExecutorError(Exception):
+    """The job could not be started or asked; names job, epoch and cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of one job."""
+
+    job: JobId
+    epoch: Epoch
+    spec: JobSpec
+    devices: tuple[DeviceId, ...]
+    resume_from: str  # directory; "" = from scratch
+    resume_step: int  # -1: from scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The newest and the first progress line of an epoch. Ages in ms on this host's clock; steps -1: none yet."""
+
+    first_step: int
+    last_step: int
+    first_step_at_ms: int
+    last_step_at_ms: int
+    last_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What is known of one (job, epoch) on this host."""
+
+    job: JobId
+    epoch: Epoch
+    alive: bool
+    exit_code: int  # -1 while alive or when a signal ended it
+    exit_signal: int
+    tree_gone: bool  # the whole process tree has ended
+    fenced: bool  # the guardian ended it at its deadline
+    stop_asked: bool
+    started_ms: int  # boot-time clock
+    ended_ms: int  # 0 while alive
+    progress: Progress
+    pids: tuple[int, ...]
+
+
+class Executor(Protocol):
+    """Starts, signals and lists jobs on this host; what it starts survives the agent's restart."""
+
+    async def start(self, launch: Launch, deadline_ms: int) -> None:
+        """Start it, to be stopped at ``deadline_ms`` (boot-time clock) unless extended. Idempotent per (job, epoch).
+        Refuses (``ExecutorError``) an epoch lower than the highest ever started for the job."""
+        ...
+
+    async def extend(self, deadlines: dict[tuple[JobId, Epoch], int]) -> None:
+        """Move deadlines (boot-time clock ms), never backwards."""
+        ...
+
+    async def request_checkpoint(self, job: JobId, epoch: Epoch) -> None:
+        """SIGUSR1 to the job's leading process."""
+        ...
+
+    async def stop(self, job: JobId, epoch: Epoch, grace_ms: int) -> None:
+        """SIGTERM now, SIGKILL to the whole tree after the grace period. Returns at once; see ``list``."""
+        ...
+
+    async def list(self) -> tuple[Process, ...]:
+        """Everything known, ended epochs included until forgotten."""
+        ...
+
+    async def forget(self, job: JobId, epoch: Epoch) -> None:
+        """Drop an ended epoch."""
+        ...
+
+    def checkpoint_dir(self, job: JobId, epoch: Epoch) -> Path:
+        """Where that epoch writes ``step-<n>`` directories."""
+        ...
+
+    async def log_tail(self, job: JobId, tail_bytes: int) -> bytes:
+        """The end of the newest epoch's output."""
+        ...
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is incomplete, altered or cannot be stored; names job, step, file and what differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    path: str  # relative, "/" separated
+    size_bytes: int
+    mode: int
+    chunks: tuple[str, ...]  # BLAKE3 of each chunk, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Committed last; its own BLAKE3 is the checkpoint's digest."""
+
+    job: JobId
+    step: int
+    epoch: Epoch
+    files: tuple[ManifestFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)
+
+
+class CheckpointStore(Protocol):
+    """One region's object store. Blocking work runs in threads; calls are cancellable between chunks."""
+
+    async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+        """Store a finished checkpoint directory. Returns (digest, manifest). Idempotent. Inert until a head names it.
+        Raises ``CheckpointError``."""
+        ...
+
+    async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:
+        """Raises ``CheckpointError`` if absent or altered."""
+        ...
+
+    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
+        """Every chunk present and equal to its digest, else ``CheckpointError``."""
+        ...
+
+    async def fetch(self, job: JobId, step: int, digest: str, directory: Path) -> None:
+        """Write the checkpoint into ``directory`` (created; fsynced; appears whole or not at all), verifying."""
+        ...
+
+    async def copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str) -> int:
+        """Bring a checkpoint over from another region, only the chunks that are missing here, and verify it. Returns
+        bytes moved."""
+        ...
+
+    async def read_chunk(self, digest: str) -> bytes:
+        """Raises ``CheckpointError``."""
+        ...

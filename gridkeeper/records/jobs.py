@@ -1,0 +1,257 @@
+"""Jobs, their ownership, checkpoints and migrations. Global store (reservations: region store)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from gridkeeper.ids import DeviceId, DrainId, Epoch, IncidentId, JobId, MigrationId, NodeId, RegionId, ReplicaId
+from gridkeeper.records.common import Desired, Label, Stamp
+
+
+class JobState(enum.StrEnum):
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class RunPhase(enum.StrEnum):
+    """What the agent reports of one epoch of a job."""
+
+    STARTING = "starting"
+    RUNNING = "running"  # alive, at least one renewal acknowledged
+    STOPPING = "stopping"
+    EXITED = "exited"  # the whole process tree is gone iff stop_confirmed
+
+
+class MigrationKind(enum.StrEnum):
+    START = "start"  # a job's first start
+    PLANNED = "planned"  # the source still runs
+    RECOVERY = "recovery"  # the source is dead, silent, or its process crashed
+
+
+class MigrationState(enum.StrEnum):
+    """Life of a migration (architecture §5)."""
+
+    PLANNED = "planned"
+    PRE_COPYING = "pre_copying"
+    STOPPING = "stopping"
+    FENCING = "fencing"
+    SOURCE_FENCED = "source_fenced"
+    COPYING = "copying"
+    VERIFIED = "verified"
+    OWNERSHIP_MOVED = "ownership_moved"
+    STARTING = "starting"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+
+TERMINAL_MIGRATION = frozenset(
+    {MigrationState.DONE, MigrationState.CANCELLED, MigrationState.ROLLED_BACK, MigrationState.FAILED}
+)
+TERMINAL_JOB = frozenset({JobState.STOPPED, JobState.SUCCEEDED, JobState.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a user submits."""
+
+    name: JobId
+    namespace: str
+    command: tuple[str, ...]
+    env: tuple[Label, ...]
+    workdir: str  # "" = a fresh directory per epoch on the agent
+    devices: int  # devices on one node
+    model: str  # "" = any
+    regions: tuple[RegionId, ...]  # allowed; empty = any
+    prefer_other_region: bool  # a displaced job goes to another region if one has room
+    handles_sigusr1: bool  # SIGUSR1 asks for a checkpoint
+    grace_ms: int  # between SIGTERM and SIGKILL on a graceful stop
+    max_restarts: int  # restarts after a crash of its own doing (no device fault) before the job is failed
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """global/jobs/<job>."""
+
+    spec: JobSpec
+    state: JobState
+    desired: Desired
+    reason: str
+    submitted_by: str
+    submitted_ms: int
+    migration: MigrationId  # the newest one
+    restarts: int
+    ended_ms: int
+    trace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """The durable intent to take a job from its owner: from here no renewal is acknowledged, and R after this was
+    seen committed the job may start elsewhere."""
+
+    migration: MigrationId
+    reason: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnershipRecord:
+    """global/ownership/<job>: the one owner. Never deleted; its epoch only grows."""
+
+    job: JobId
+    epoch: Epoch
+    region: RegionId
+    node: NodeId
+    devices: tuple[DeviceId, ...]
+    desired: Desired
+    checkpoint_request: int  # grows by one per SIGUSR1 wanted
+    revoke: Revoke | None
+    resume_step: int  # -1: from scratch
+    resume_digest: str
+    migration: MigrationId
+    spec: JobSpec
+    trace: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """global/runs/<job>/<epoch>: facts about one epoch as its agent reported them, written by the replica that holds
+    the node's stream, and only on change of anything but ``last_step`` (that one at most every few seconds)."""
+
+    job: JobId
+    epoch: Epoch
+    region: RegionId
+    node: NodeId
+    phase: RunPhase
+    exit_code: int
+    exit_signal: int
+    stop_confirmed: bool
+    stopped_by_us: bool  # exit followed our stop command or the guardian's fence
+    resumed_step: int  # -1: from scratch
+    first_step: int  # -1: none yet
+    last_step: int
+    first_step_ms: int  # wall ms at receiver minus age; 0: none yet
+    last_step_ms: int
+    started_ms: int
+    ended_ms: int
+    last_loss: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecord:
+    """global/heads/<job>: the newest verified checkpoint, and where its bytes were verified."""
+
+    job: JobId
+    step: int
+    epoch: Epoch
+    digest: str  # BLAKE3 of the manifest
+    size_bytes: int
+    regions: tuple[RegionId, ...]
+    committed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """global/checkpoints/<job>/<step>: every committed checkpoint that is still kept."""
+
+    job: JobId
+    step: int
+    epoch: Epoch
+    digest: str
+    size_bytes: int
+    region: RegionId  # where it was written
+    suspect: bool
+    committed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRecord:
+    """global/migrations/<id>: one start of a job at a new epoch, with everything that leads to it."""
+
+    id: MigrationId
+    job: JobId
+    kind: MigrationKind
+    state: MigrationState
+    reason: str
+    requested_by: str  # "machine" or a human
+    drain: DrainId
+    incident: IncidentId
+    source_epoch: Epoch
+    source_region: RegionId  # "" for a first start
+    source_node: NodeId
+    target_region: RegionId  # "" until chosen
+    target_node: NodeId
+    target_devices: tuple[DeviceId, ...]
+    wanted_region: RegionId  # "" = any that the spec allows; a human's --to
+    refused: tuple[str, ...]  # "region: reason" of targets that had no room
+    target_epoch: Epoch
+    attempt: int  # grows whenever a new target is chosen
+    resume_step: int  # -1: from scratch
+    last_source_step: int
+    fault_ms: int  # ledger time of the first evidence (or of the request)
+    requested_ms: int
+    rpo_steps: int  # -1: not known yet
+    rpo_ms: int
+    rto_ms: int  # fault_ms to the first new step; -1: not known yet
+    stages: tuple[Stamp, ...]
+    trace: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfferRecord:
+    """global/offers/<migration>: the target region's answer: devices it has reserved, or why it cannot."""
+
+    migration: MigrationId
+    attempt: int
+    region: RegionId
+    node: NodeId
+    devices: tuple[DeviceId, ...]
+    refusal: str  # "" = accepted
+    term: int  # of the region's leader
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRecord:
+    """reservations/<job> (region store): devices held for one epoch of a job, from the offer until the job has left."""
+
+    job: JobId
+    migration: MigrationId
+    node: NodeId
+    devices: tuple[DeviceId, ...]
+    made_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRecord:
+    """global/grants/<region>: the right of a region to keep its jobs alive, held by its leader's term."""
+
+    region: RegionId
+    term: int
+    replica: ReplicaId
+    granted_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRecord:
+    """global/regions/<region>: capacity as the region's leader last published it (on change only)."""
+
+    region: RegionId
+    leader: ReplicaId
+    nodes: int
+    nodes_alive: int
+    devices: int  # durable inventory
+    usable: int  # healthy or suspect, not cordoned, on a live node
+    free: int  # usable and not reserved
+    largest_free: int  # most free devices on one node
+    in_doubt: bool  # frozen: too much looks dead at once
+    updated_ms: int

@@ -1,0 +1,1 @@
+"""Device backends: NVML, the host itself, replayed traces."""
