@@ -1,0 +1,81 @@
+"""``gridkeeper controlplane``: the composition root of a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from pathlib import Path
+
+import grpc
+from failover.checkpoint.local import LocalCheckpointStore
+from gridkeeper.identity.tls import server_credentials
+
+from controlplane.metrics import serve_metrics
+from controlplane.rpc.agentlink import AgentLinkServicer
+from controlplane.rpc.server import add_grid
+from controlplane.shell.replica import Ports, Replica
+from controlplane.store.etcd import EtcdStore
+from gridkeeper import tracing
+from gridkeeper.clock import SystemClock, SystemRng
+from gridkeeper.config import ControlPlaneConfig
+from gridkeeper.snapshot import Settings
+from gridkeeper.v1 import agent_pb2_grpc
+
+log = logging.getLogger("gridkeeper.controlplane")
+
+MAX_MESSAGE = 4 * 1024 * 1024
+GRACE_S = 1.0
+
+
+async def run_controlplane(config: ControlPlaneConfig) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code."""
+    clock, rng = SystemClock(), SystemRng()
+    tracing.setup(f"gridkeeper-controlplane-{config.replica}", config.otlp_endpoint)
+    region_store = await EtcdStore.open(config.region_store, clock, rng)
+    global_store = await EtcdStore.open(config.global_store, clock, rng)
+    ports = Ports(
+        clock=clock,
+        rng=rng,
+        region_store=region_store,
+        global_store=global_store,
+        checkpoints={p.region: LocalCheckpointStore(Path(p.path)) for p in config.checkpoints},
+    )
+    settings = Settings(config.timings, config.policy)
+    replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)
+    # Streams by the thousand make cyclic garbage collection long enough for grpc to cancel arrivals.
+    gc.freeze()
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ]
+    )
+    agent_pb2_grpc.add_AgentLinkServicer_to_server(AgentLinkServicer(replica.ingest, config.trust_domain), server)
+    add_grid(server, replica.front, replica.front, config.trust_domain)
+    server.add_secure_port(config.listen, server_credentials(config.tls))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    running = asyncio.ensure_future(replica.run())
+    stopping = asyncio.ensure_future(stop.wait())
+    metrics = serve_metrics(config.metrics_listen, replica) if config.metrics_listen else None
+    await server.start()
+    log.info("replica %s of region %s serves on %s", config.replica, config.region, config.listen)
+    try:
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        return 0
+    finally:
+        await server.stop(GRACE_S)
+        running.cancel()
+        stopping.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)
+        if metrics:
+            metrics.close()
+        await region_store.close()
+        await global_store.close()
+        tracing.shutdown()

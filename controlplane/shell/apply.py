@@ -1,0 +1,109 @@
+"""Decisions become transactions here, and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controlplane.shell.mirror import Mirror
+from gridkeeper import codec, tracing
+from gridkeeper.decision import Decision, Put
+from gridkeeper.ids import Revision
+from gridkeeper.ports.clock import Rng
+from gridkeeper.ports.store import Compare, DeleteOp, GetOp, Op, OutcomeUnknown, PutOp, Store
+from gridkeeper.records.books import AuditRecord
+
+log = logging.getLogger("gridkeeper.apply")
+
+MIRROR_WAIT_MS = 2_000
+
+
+class Conflict(Exception):
+    """The world moved on since the decision was made: decide again on the newer state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The leader key that every write of a leader is guarded by: its create revision is the term."""
+
+    key: str
+    term: int
+
+
+class Applier:
+    """Applies decisions to one store. ``fence`` None: not a leader's write (ingest, API, a region's leader writing
+    globally under its grant); those carry their own guards."""
+
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        audit_key: Callable[[str], str],
+        rng: Rng,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._mirror = mirror
+        self._audit_key = audit_key
+        self._rng = rng
+        self._wall_ms = wall_ms
+
+    async def apply(self, decision: Decision, actor: str, fence: Fence | None) -> Revision:
+        """One transaction: leader guard, guards, writes, audit record. Returns the store's revision after it.
+
+        Raises ``Conflict`` (also when the reply was lost and the transaction is not to be seen: deciding again is then
+        right, since whatever is still under way compares the same revisions), and the store's errors.
+        """
+        compares = [Compare(guard.key, guard.expected) for guard in decision.guards]
+        compares += [Compare(write.key, write.expected) for write in decision.writes]
+        if fence:
+            compares.append(Compare(fence.key, Revision(fence.term), create=True))
+        ops: list[Op] = [
+            PutOp(write.key, codec.encode(write.record)) if isinstance(write, Put) else DeleteOp(write.key)
+            for write in decision.writes
+        ]
+        at_ms = self._wall_ms()
+        audit_key = self._audit_key(f"{at_ms:013d}-{self._rng.token(6)}")
+        if decision.audit:
+            ops.append(PutOp(audit_key, codec.encode(self._audit(audit_key, decision, actor, at_ms))))
+        try:
+            with tracing.span(decision.step, decision.trace, {"gridkeeper.object": decision.subject}):
+                result = await self._store.txn(compares, ops)
+        except OutcomeUnknown:
+            return await self._settle(decision, ops, audit_key)
+        if not result.succeeded:
+            raise Conflict(f"{decision.step} on {decision.subject or 'the store'}: decided on older state")
+        if decision.audit:
+            log.info("%s: %s", decision.step, decision.sentence)
+        return result.revision
+
+    def _audit(self, key: str, decision: Decision, actor: str, at_ms: int) -> AuditRecord:
+        return AuditRecord(
+            id=key.rpartition("/")[2],
+            at_ms=at_ms,
+            actor=actor,
+            verb=decision.step,
+            object=decision.subject,
+            sentence=decision.sentence,
+            result="applied",
+            revision=self._mirror.revision,
+            evidence=decision.evidence,
+            trace=decision.trace,
+        )
+
+    async def _settle(self, decision: Decision, ops: list[Op], audit_key: str) -> Revision:
+        """The reply was lost. Look whether our own values are there; if not, decide again."""
+        probes = [op for op in ops if isinstance(op, PutOp)]
+        probe = next((op for op in probes if op.key == audit_key), probes[0] if probes else None)
+        if probe is None:
+            raise Conflict(f"{decision.step}: the reply was lost")
+        result = await self._store.txn([], [GetOp(probe.key)])
+        found = result.values[0]
+        if found is not None and found.value == probe.value and (probe.key == audit_key or len(ops) == 1):
+            return found.mod_revision
+        raise Conflict(f"{decision.step}: the reply was lost and its writes are not there")
+
+    async def caught_up(self, revision: Revision) -> None:
+        """Wait until the mirror has what was written, so that the next decision sees it."""
+        await self._mirror.wait_revision(revision, MIRROR_WAIT_MS)

@@ -1,0 +1,270 @@
+"""One agent's stream from hello to end: routes frames, keeps the session record honest about silence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from controlplane.domain.fleet import BadTelemetry, FleetTable
+from controlplane.shell.apply import Applier, Conflict
+from controlplane.shell.eventlog import BadEvent, EventLog
+from controlplane.shell.hello import BadHello, Known, check_hello, register
+from controlplane.shell.jobfeed import JobFeed
+from controlplane.shell.mirror import Mirror
+from controlplane.shell.runs import BadWorkload
+from controlplane.shell.session import AgentStream, Cursor
+from gridkeeper import codec
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision
+from gridkeeper.keys import RegionKeys
+from gridkeeper.ports.clock import Clock, Rng
+from gridkeeper.ports.link import ControlSession, LinkClosed
+from gridkeeper.ports.store import Compare, OutcomeUnknown, PutOp, Store, StoreError
+from gridkeeper.records.fleet import CursorRecord, DeviceRecord, NodeRecord, SessionRecord
+from gridkeeper.timings import Timings
+from gridkeeper.v1 import agent_pb2
+from gridkeeper.v1.agent_pb2 import (
+    AgentFrame,
+    ControlFrame,
+    Hello,
+    LogChunk,
+    LogRequest,
+    Telemetry,
+    Welcome,
+    WorkloadReport,
+)
+
+log = logging.getLogger("gridkeeper.ingest")
+
+MAX_WORKLOADS = 512
+HELLO_MS = 10_000
+
+
+class Ingest:
+    """All streams of one replica."""
+
+    def __init__(
+        self,
+        region: RegionId,
+        replica: ReplicaId,
+        store: Store,
+        local: Mirror,
+        applier: Applier,
+        table: FleetTable,
+        jobs: JobFeed,
+        clock: Clock,
+        rng: Rng,
+        timings: Timings,
+    ) -> None:
+        self._region = region
+        self._replica = replica
+        self._store = store
+        self._local = local
+        self._applier = applier
+        self._table = table
+        self._jobs = jobs
+        self._clock = clock
+        self._rng = rng
+        self._timings = timings
+        self._keys = RegionKeys(region)
+        self._events = EventLog(store, self._keys, clock)
+        self.streams: dict[NodeId, AgentStream] = {}
+        self.frames = 0
+
+    @property
+    def events_committed(self) -> int:
+        return self._events.committed
+
+    def heard_age_ms(self, node: NodeId) -> int:
+        """Since the last frame of a node's stream; -1: not held here."""
+        stream = self.streams.get(node)
+        return self._clock.mono_ms() - stream.heard_ms if stream else -1
+
+    async def serve(self, link: ControlSession) -> None:
+        """Until the stream ends. Malformed input ends it with ``refuse``."""
+        try:
+            async with asyncio.timeout(HELLO_MS / 1000):
+                first = await link.receive()
+            if first.WhichOneof("frame") != "hello":
+                raise BadHello("the first frame must be hello")
+            ids = check_hello(first.hello, link.node, link.region)
+            stream = await self._register(link, first.hello, ids)
+        except BadHello as error:
+            log.warning("stream of %s refused: %s", link.node, error)
+            await link.refuse(str(error))
+            return
+        except (TimeoutError, StoreError, Conflict, LinkClosed) as error:
+            log.warning("stream of %s not opened: %s", link.node, error)
+            return
+        try:
+            await self._carry(stream)
+        finally:
+            if self.streams.get(stream.node) is stream:
+                del self.streams[stream.node]
+                self._table.forget(stream.node)
+                await self._mark(stream, is_open=False)
+
+    async def _register(self, link: ControlSession, hello: Hello, ids: tuple[DeviceId, ...]) -> AgentStream:
+        node = NodeId(hello.node)
+        known = await self._known(node)
+        session = self._rng.token(8)
+        wall = self._clock.wall_ms()
+        registration = register(hello, ids, known, self._keys, self._replica, session, wall)
+        revision = await self._applier.apply(registration.decision, f"agent/{node}", None)
+        stream = AgentStream(
+            node=node,
+            session=session,
+            link=link,
+            devices=ids,
+            cursor=Cursor(registration.cursor.spool, registration.cursor.sequence, revision),
+            heard_ms=self._clock.mono_ms(),
+            session_revision=revision,
+        )
+        previous = self.streams.get(node)
+        if previous:
+            previous.superseded.set()
+        self.streams[node] = stream
+        self._table.register(node, ids)
+        timings = agent_pb2.Timings(
+            stale_ms=self._timings.stale_ms,
+            fence_ms=self._timings.fence_ms,
+            takeover_ms=self._timings.takeover_ms,
+            renewal_ms=self._timings.renewal_ms,
+            heartbeat_ms=self._timings.heartbeat_ms,
+            telemetry_ms=self._timings.telemetry_ms,
+        )
+        acked = registration.cursor.sequence
+        welcome = Welcome(replica=self._replica, timings=timings, acked_sequence=acked)
+        await link.send(ControlFrame(welcome=welcome))
+        log.info("%s", registration.decision.sentence)
+        return stream
+
+    async def _known(self, node: NodeId) -> Known:
+        """What the store has of the node, linearizably: the mirror may lag behind another replica."""
+
+        async def one(key: str, kind: type) -> Versioned[object] | None:
+            kv, _ = await self._store.get(key)
+            return (
+                None if kv is None else Versioned(codec.decode(kind, kv.value), kv.mod_revision, kv.create_revision, 0)
+            )
+
+        page = await self._store.range(self._keys.prefix("devices") + node + "/")
+        devices = {}
+        for kv in page.items:
+            record = codec.decode(DeviceRecord, kv.value)
+            devices[record.id] = Versioned(record, kv.mod_revision, kv.create_revision, 0)
+        return Known(
+            await one(self._keys.node(node), NodeRecord),  # type: ignore[arg-type]
+            await one(self._keys.session(node), SessionRecord),  # type: ignore[arg-type]
+            await one(self._keys.cursor(node), CursorRecord),  # type: ignore[arg-type]
+            devices,
+        )
+
+    async def _carry(self, stream: AgentStream) -> None:
+        """All tasks of a stream; the first one that ends, ends it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._events.run(stream))
+                group.create_task(self._jobs.command(stream))
+                group.create_task(self._jobs.record(stream))
+                group.create_task(self._jobs.commit_checkpoints(stream, self._clock.wall_ms))
+                group.create_task(self._watch_silence(stream))
+                group.create_task(self._receive(stream))
+                group.create_task(self._superseded(stream))
+        except* (BadEvent, BadTelemetry, BadWorkload) as bad:
+            reason = "; ".join(str(e) for e in bad.exceptions)
+            log.warning("stream of %s ended for malformed input: %s", stream.node, reason)
+            await stream.link.refuse(reason)
+        except* LinkClosed as closed:
+            log.info("stream of %s ended: %s", stream.node, closed.exceptions[0])
+
+    async def _superseded(self, stream: AgentStream) -> None:
+        await stream.superseded.wait()
+        raise LinkClosed(f"{stream.node} opened a newer stream")
+
+    async def _receive(self, stream: AgentStream) -> None:
+        while True:
+            frame = await stream.link.receive()
+            stream.heard_ms = self._clock.mono_ms()
+            self.frames += 1
+            await self._route(stream, frame)
+
+    async def _route(self, stream: AgentStream, frame: AgentFrame) -> None:
+        match frame.WhichOneof("frame"):
+            case "telemetry":
+                self._telemetry(stream, frame.telemetry)
+            case "events":
+                if frame.events.events:
+                    await stream.events.put(frame.events)
+            case "heartbeat":
+                pass
+            case "renewal":
+                await self._jobs.renew(stream, frame.renewal)
+            case "workloads":
+                self._report(stream, frame.workloads)
+            case "checkpoint":
+                await stream.checkpoints.put(frame.checkpoint)
+            case "log":
+                waiting = stream.logs.pop(frame.log.id, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(frame.log)
+            case "hello":
+                raise BadEvent("frame: a second hello on one stream; open a new stream instead")
+            case other:
+                raise BadEvent(f"frame: {other!r} is unknown to this version; upgrade the control plane first")
+
+    def _telemetry(self, stream: AgentStream, telemetry: Telemetry) -> None:
+        seen = self._clock.mono_ms() - min(max(0, telemetry.age_ms), 3_600_000)
+        self._table.ingest(stream.node, telemetry.values, telemetry.rows, telemetry.columns, seen)
+
+    def _report(self, stream: AgentStream, report: WorkloadReport) -> None:
+        if len(report.workloads) > MAX_WORKLOADS:
+            raise BadWorkload(f"workloads: {len(report.workloads)} are more than {MAX_WORKLOADS}")
+        stream.report = report
+        stream.report_ms = self._clock.wall_ms()
+        stream.reported.set()
+
+    async def _watch_silence(self, stream: AgentStream) -> None:
+        """The session record says ``open=False`` while the stream is open but silent beyond the limit."""
+        while True:
+            limit = self._timings.unreachable_ms
+            silent = self._clock.mono_ms() - stream.heard_ms
+            await self._mark(stream, is_open=silent < limit)
+            await self._clock.sleep(max(20, min(limit, limit - silent if silent < limit else limit // 10)))
+
+    async def _mark(self, stream: AgentStream, is_open: bool) -> None:
+        """Write the session record if it says otherwise and is still ours."""
+        if stream.marked_open == is_open:
+            return
+        key = self._keys.session(stream.node)
+        record = SessionRecord(stream.node, self._replica, stream.session, is_open, self._clock.wall_ms())
+        try:
+            result = await self._store.txn([Compare(key, stream.session_revision)], [PutOp(key, codec.encode(record))])
+        except (StoreError, OutcomeUnknown) as error:
+            log.warning("session of %s not marked open=%s: %s", stream.node, is_open, error)
+            return
+        if result.succeeded:
+            stream.session_revision = Revision(result.revision)
+            stream.marked_open = is_open
+        else:
+            kv, _ = await self._store.get(key)
+            ours = kv is not None and codec.decode(SessionRecord, kv.value).session == stream.session
+            if kv is not None and ours:
+                stream.session_revision = kv.mod_revision
+            else:
+                stream.marked_open = is_open  # another stream's record now: nothing of ours to say
+
+    async def job_log(self, node: NodeId, job: str, tail_bytes: int, timeout_ms: int = 5_000) -> LogChunk:
+        """Ask the node for the end of a job's output. Raises ``LinkClosed``, ``TimeoutError``."""
+        stream = self.streams.get(node)
+        if stream is None:
+            raise LinkClosed(f"the stream of {node} is not held by {self._replica}")
+        number, stream.next_log = stream.next_log, stream.next_log + 1
+        waiting: asyncio.Future[LogChunk] = asyncio.get_running_loop().create_future()
+        stream.logs[number] = waiting
+        try:
+            await stream.link.send(ControlFrame(log_request=LogRequest(id=number, job=job, tail_bytes=tail_bytes)))
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await waiting
+        finally:
+            stream.logs.pop(number, None)

@@ -1,0 +1,161 @@
+"""A store's records in memory, kept current by one watch: what decisions and the API read.
+
+One mirror per store and process. History (audit, ledger entries, cursors) is left in the store and read from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gridkeeper import codec, keys
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import Revision
+from gridkeeper.ports.clock import Clock
+from gridkeeper.ports.store import KeyValue, Store, StoreError, WatchBatch
+
+log = logging.getLogger("gridkeeper.mirror")
+
+HISTORY = frozenset({"audit", "entries", "cursors"})
+STALE_AFTER_MS = 3_000
+"""Three missed signs of progress (one a second): from here the mirror is not fresh."""
+
+
+class Mirror:
+    """``root`` is a region's root or the global one; kinds are the first path element under it."""
+
+    def __init__(self, store: Store, root: str, clock: Clock) -> None:
+        self._store = store
+        self._root = root
+        self._clock = clock
+        self._kinds: dict[str, dict[str, Versioned[Any]]] = {}
+        self._published: dict[str, dict[str, Versioned[Any]]] = {}
+        self._dirty: set[str] = set()
+        self._suspect: set[str] = set()
+        self._heard_ms = -STALE_AFTER_MS
+        self._moved = asyncio.Event()
+        self.revision = Revision(0)
+        self.version = 0
+
+    async def run(self) -> None:
+        """Load, then follow for ever. A store that is away is waited for."""
+        while True:
+            try:
+                page = await self._store.range(self._root)
+            except StoreError as error:
+                log.warning("%s cannot be read yet: %s", self._root, error)
+                await self._clock.sleep(500)
+                continue
+            self._reset(page.items)
+            self._advance(page.revision, changed=True)
+            async for batch in self._store.watch(self._root, Revision(page.revision + 1)):
+                self._take(batch)
+
+    def _take(self, batch: WatchBatch) -> None:
+        if batch.reset:
+            self._reset([c.kv for c in batch.changes if not c.deleted])
+        else:
+            for change in batch.changes:
+                if change.deleted:
+                    self._drop(change.kv.key)
+                else:
+                    self._keep(change.kv)
+        self._advance(batch.revision, changed=bool(batch.changes) or batch.reset)
+
+    def _advance(self, revision: Revision, changed: bool) -> None:
+        self._heard_ms = self._clock.mono_ms()
+        if revision > self.revision:
+            self.revision = revision
+        if changed:
+            self.version += 1
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    def _reset(self, items: Iterable[KeyValue]) -> None:
+        before = self._kinds
+        self._kinds = {kind: {} for kind in before}
+        self._dirty |= set(before)
+        self._suspect.clear()
+        for kv in items:
+            kind, _ = self._split(kv.key)
+            old = before.get(kind, {}).get(self._split(kv.key)[1])
+            self._keep(kv, old)
+
+    def _split(self, key: str) -> tuple[str, str]:
+        kind, _, rest = key[len(self._root) :].partition("/")
+        return kind, rest
+
+    def _keep(self, kv: KeyValue, old: Versioned[Any] | None = None) -> None:
+        kind, name = self._split(kv.key)
+        record = keys.kind_of(kv.key)
+        if record is None or kind in HISTORY:
+            return
+        held = self._kinds.setdefault(kind, {})
+        self._dirty.add(kind)
+        try:
+            value: Any = codec.decode(record, kv.value)
+        except codec.CorruptRecord as error:
+            # What it stood for is unknown: it leaves the mirror, and decisions see its key as suspect.
+            log.error("%s holds no valid %s: %s", kv.key, record.__name__, error)
+            self._suspect.add(kv.key)
+            held.pop(name, None)
+            return
+        self._suspect.discard(kv.key)
+        seen = old.seen_ms if old and old.revision == kv.mod_revision else self._clock.mono_ms()
+        held[name] = Versioned(value, kv.mod_revision, kv.create_revision, seen)
+
+    def _drop(self, key: str) -> None:
+        kind, name = self._split(key)
+        self._suspect.discard(key)
+        if self._kinds.get(kind, {}).pop(name, None) is not None:
+            self._dirty.add(kind)
+
+    @property
+    def loaded(self) -> bool:
+        """The first complete read is in."""
+        return self.revision > 0
+
+    @property
+    def fresh(self) -> bool:
+        """The store has been heard within ``STALE_AFTER_MS``."""
+        return self.loaded and self._clock.mono_ms() - self._heard_ms <= STALE_AFTER_MS
+
+    @property
+    def suspect(self) -> frozenset[str]:
+        return frozenset(self._suspect)
+
+    def kind(self, kind: str) -> Mapping[str, Versioned[Any]]:
+        """Name -> record of one kind, as a mapping that never changes once handed out."""
+        if kind in self._dirty or kind not in self._published:
+            self._published[kind] = dict(self._kinds.get(kind, {}))
+            self._dirty.discard(kind)
+        return self._published[kind]
+
+    def one(self, kind: str) -> Versioned[Any] | None:
+        """The single record of a kind that has no name (``leader``, ``detector``, ``meta``)."""
+        return self.kind(kind).get("")
+
+    async def wait_loaded(self) -> None:
+        while not self.loaded:
+            await self._moved.wait()
+
+    async def wait_revision(self, revision: int, timeout_ms: int) -> bool:
+        """Wait until everything up to ``revision`` is in. False: the time was up."""
+        deadline = self._clock.mono_ms() + timeout_ms
+        while self.revision < revision:
+            left = deadline - self._clock.mono_ms()
+            if left <= 0 or not await self.wait_moved(left):
+                return self.revision >= revision
+        return True
+
+    async def wait_moved(self, timeout_ms: int) -> bool:
+        """Wait for the next batch of any kind. False: the time was up."""
+        event = self._moved
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,135 @@
+"""What the leader of a region does: judge its devices, drain them, reserve for jobs, ask for moves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from failover.checkpoint.replicate import Replicator
+from failover.domain.placement import decide_offers, decide_reservations, published_region
+from failover.domain.requests import decide_requests
+
+from controlplane.domain.region import decide_region
+from controlplane.shell.apply import Applier, Fence
+from controlplane.shell.leader import apply_all, lead_loop
+from controlplane.shell.ledgertime import LedgerTime
+from controlplane.shell.mirror import Mirror
+from controlplane.shell.notices import Notices
+from controlplane.shell.states import global_state, region_state
+from gridkeeper.decision import ABSENT, Decision, Put
+from gridkeeper.ids import RegionId, ReplicaId
+from gridkeeper.keys import KEYS
+from gridkeeper.ports.clock import Clock
+from gridkeeper.ports.store import StoreError
+from gridkeeper.records.jobs import GrantRecord
+from gridkeeper.snapshot import Settings
+
+log = logging.getLogger("gridkeeper.regional")
+
+COPY_IDLE_MS = 500
+
+
+class RegionalLeader:
+    """One term of leading one region."""
+
+    def __init__(
+        self,
+        region: RegionId,
+        replica: ReplicaId,
+        fence: Fence,
+        local: Mirror,
+        world: Mirror,
+        local_applier: Applier,
+        world_applier: Applier,
+        replicator: Replicator,
+        notices: Notices,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self._region = region
+        self._replica = replica
+        self._actor = f"machine/{replica}"
+        self._fence = fence
+        self._local = local
+        self._world = world
+        self._local_applier = local_applier
+        self._world_applier = world_applier
+        self._replicator = replicator
+        self._notices = notices
+        self._settings = settings
+        self._clock = clock
+        booked = [v.record.since_ms for v in local.kind("accounts").values()]
+        self._time = LedgerTime(clock, max(booked, default=0))
+
+    async def run(self) -> None:
+        """Until cancelled. Judging devices never waits for the global store: they are two loops."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lead_loop(f"region {self._region}", self._judge, (self._local, self._world), self._clock))
+            group.create_task(
+                lead_loop(f"moves of {self._region}", self._move, (self._local, self._world), self._clock)
+            )
+            group.create_task(self._copy())
+
+    async def _judge(self) -> bool:
+        """The region store's decisions; these go on while the global store is away."""
+        if not self._local.fresh:
+            return False
+        state, world = region_state(self._region, self._local), global_state(self._world)
+        now = self._time.now()
+        decisions = decide_region(state, world, self._settings, now)
+        wrote = await apply_all(decisions, self._local_applier, self._actor, self._fence)
+        await self._notices.look(region_state(self._region, self._local))
+        return wrote
+
+    async def _move(self) -> bool:
+        """What spans both stores: reservations here first, then the global store under the region's grant."""
+        if not self._local.fresh or not self._world.fresh:
+            return False
+        wrote = await self._take_grant()
+        state, world = region_state(self._region, self._local), global_state(self._world)
+        grant = world.grants.get(self._region)
+        if grant is None or grant.record.term != self._fence.term:
+            return wrote
+        now = self._time.now()
+        reserve = decide_reservations(state, world, self._settings, now)
+        wrote |= await apply_all(reserve, self._local_applier, self._actor, self._fence)
+        state, world = region_state(self._region, self._local), global_state(self._world)
+        decisions = list(decide_requests(state, world, self._settings, now))
+        decisions += decide_offers(state, world, self._settings, now)
+        capacity = published_region(state, world, self._settings, now, self._replica)
+        if capacity:
+            decisions.append(capacity)
+        return wrote | await apply_all(decisions, self._world_applier, self._actor, None)
+
+    async def _take_grant(self) -> bool:
+        """Hold the region's grant in the global store under this term; a lower term never takes it back."""
+        state = global_state(self._world)
+        held = state.grants.get(self._region)
+        if held is not None and held.record.term >= self._fence.term:
+            return False
+        record = GrantRecord(self._region, self._fence.term, self._replica, self._time.now().ledger_ms)
+        expected = held.revision if held else ABSENT
+        sentence = f"{self._replica} holds the grant of region {self._region}, term {self._fence.term}"
+        put = Put(KEYS.grant(self._region), record, expected)
+        decision = Decision("grant.take", sentence, (put,), subject=f"region/{self._region}")
+        return await apply_all([decision], self._world_applier, self._actor, None)
+
+    async def _copy(self) -> None:
+        """Bring checkpoints into this region's store and record where they are verified."""
+        while True:
+            copied = False
+            if self._world.fresh:
+                try:
+                    copied = await self._copy_once()
+                except StoreError as error:
+                    log.warning("copies into %s wait for the global store: %s", self._region, error)
+            if not copied:
+                await self._world.wait_moved(COPY_IDLE_MS)
+
+    async def _copy_once(self) -> bool:
+        world = global_state(self._world)
+        decisions = await self._replicator.copy(world)
+        grant = world.grants.get(self._region)
+        if grant is None or not decisions:
+            return False
+        return await apply_all(decisions, self._world_applier, self._actor, None)

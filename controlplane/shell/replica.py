@@ -1,0 +1,158 @@
+"""One replica of a region's control plane, from ports: the same object runs for real and under simulation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from failover.checkpoint.replicate import Replicator
+
+import gridkeeper
+from controlplane.domain.fleet import FleetTable
+from controlplane.domain.rules import RuleEngine
+from controlplane.shell.apply import Applier, Fence
+from controlplane.shell.frontdoor import FrontDoor
+from controlplane.shell.ingest import Ingest
+from controlplane.shell.jobfeed import JobFeed
+from controlplane.shell.mirror import Mirror
+from controlplane.shell.notices import LogNotifier, Notices
+from controlplane.shell.ownerview import OwnerView
+from controlplane.shell.regional import RegionalLeader
+from controlplane.shell.rulewatch import RuleWatch
+from controlplane.shell.worldwide import GlobalLeader
+from controlplane.store.election import Election, LeasedKey
+from gridkeeper import codec
+from gridkeeper.ids import RegionId, ReplicaId
+from gridkeeper.keys import KEYS, RegionKeys, region_root
+from gridkeeper.ports.clock import Clock, Rng
+from gridkeeper.ports.jobs import CheckpointStore
+from gridkeeper.ports.notify import Notifier
+from gridkeeper.ports.store import Store
+from gridkeeper.records.faults import LeaderRecord, ReplicaRecord
+from gridkeeper.snapshot import Settings
+
+log = logging.getLogger("gridkeeper.replica")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything a replica touches."""
+
+    clock: Clock
+    rng: Rng
+    region_store: Store
+    global_store: Store
+    checkpoints: Mapping[RegionId, CheckpointStore]
+    notifier: Notifier | None = None
+
+
+class Replica:
+    """``address``: where agents and clients reach it."""
+
+    def __init__(self, region: RegionId, replica: ReplicaId, address: str, ports: Ports, settings: Settings) -> None:
+        self.region = region
+        self.replica = replica
+        self.settings = settings
+        self._address = address
+        self._ports = ports
+        clock, rng, timings = ports.clock, ports.rng, settings.timings
+        self._keys = RegionKeys(region)
+        self.local = Mirror(ports.region_store, region_root(region), clock)
+        self.world = Mirror(ports.global_store, KEYS.root, clock)
+        self._local_applier = Applier(ports.region_store, self.local, self._keys.audit, rng, clock.wall_ms)
+        self._world_applier = Applier(ports.global_store, self.world, KEYS.audit, rng, clock.wall_ms)
+        self.table = FleetTable()
+        self.view = OwnerView(ports.global_store, region, clock, timings)
+        jobs = JobFeed(
+            region, replica, self.world, self.view, self._world_applier, ports.checkpoints[region], clock, timings
+        )
+        self.ingest = Ingest(
+            region, replica, ports.region_store, self.local, self._local_applier, self.table, jobs, clock, rng, timings
+        )
+        self._rules = RuleWatch(
+            region, replica, self.table, RuleEngine(), self.local, self._local_applier, clock, rng, timings
+        )
+        self._replicator = Replicator(region, ports.checkpoints)
+        self._notices = Notices(ports.notifier or LogNotifier())
+        self.front = FrontDoor(
+            region, replica, self.local, self.world, self._local_applier, self._world_applier,
+            {"region": ports.region_store, "global": ports.global_store}, self.table, self.ingest, settings, clock,
+        )  # fmt: skip
+        self.leads_region = False
+        self.leads_world = False
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.local.run())
+            group.create_task(self.world.run())
+            group.create_task(self.view.run())
+            await self.local.wait_loaded()
+            group.create_task(self._present())
+            group.create_task(self._rules.run())
+            group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region))
+            await self.world.wait_loaded()
+            group.create_task(self._campaign(self._ports.global_store, KEYS.leader, self._lead_world))
+
+    async def _present(self) -> None:
+        """Keep replicas/<id> alive under a lease: a node whose replica is gone is not heard."""
+        record = ReplicaRecord(
+            self.replica, self.region, self._address, self._address, gridkeeper.__version__, self._ports.clock.wall_ms()
+        )
+        key = LeasedKey(
+            self._ports.region_store,
+            self._keys.replica(self.replica),
+            codec.encode(record),
+            self.settings.timings.lease_ttl_s,
+            self._ports.clock,
+        )
+        await key.run()
+
+    async def _campaign(self, store: Store, key: str, lead: Callable[[Fence], Awaitable[None]]) -> None:
+        """Stand for election for ever; lead while elected. Everything written is fenced by the term anyway."""
+        clock = self._ports.clock
+        while True:
+            record = LeaderRecord(self.replica, self._address, clock.wall_ms())
+            election = Election(store, key, codec.encode(record), self.settings.timings.lease_ttl_s, clock)
+            leadership = await election.campaign()
+            log.info("%s leads %s, term %d", self.replica, key, leadership.term)
+            leading = asyncio.ensure_future(lead(Fence(key, leadership.term)))
+            lost = asyncio.ensure_future(leadership.lost.wait())
+            try:
+                await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
+                if leading.done():
+                    leading.result()
+                log.warning("%s no longer leads %s", self.replica, key)
+            finally:
+                for task in (leading, lost):
+                    task.cancel()
+                await asyncio.gather(leading, lost, return_exceptions=True)
+                await leadership.resign()
+
+    async def _lead_region(self, fence: Fence) -> None:
+        # The leader key's own revision is the point from which the mirror shows everything earlier leaders wrote.
+        while not await self.local.wait_revision(fence.term, 1_000):
+            pass
+        self.leads_region = True
+        try:
+            leader = RegionalLeader(
+                self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
+                self._replicator, self._notices, self.settings, self._ports.clock,
+            )  # fmt: skip
+            await leader.run()
+        finally:
+            self.leads_region = False
+
+    async def _lead_world(self, fence: Fence) -> None:
+        while not await self.world.wait_revision(fence.term, 1_000):
+            pass
+        self.leads_world = True
+        try:
+            leader = GlobalLeader(
+                self.replica, fence, self.world, self._world_applier, self.settings, self._ports.clock
+            )
+            await leader.run()
+        finally:
+            self.leads_world = False

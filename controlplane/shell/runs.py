@@ -1,0 +1,86 @@
+"""From an agent's report of a workload to the durable record of that run. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gridkeeper import codec
+from gridkeeper.ids import Epoch, JobId, NodeId, RegionId
+from gridkeeper.records.jobs import RunPhase, RunRecord
+from gridkeeper.v1 import records_pb2
+from gridkeeper.v1.agent_pb2 import Workload
+
+STEP_EVERY_MS = 2_000
+"""A run that only made progress is rewritten at most this often: etcd holds facts, not telemetry."""
+MAX_REASON = 512
+
+
+class BadWorkload(ValueError):
+    """A report that no honest agent sends; the message names the field, the value and the remedy."""
+
+
+def epoch_of(message: records_pb2.Epoch) -> Epoch:
+    return Epoch(int(message.generation), int(message.number))
+
+
+def epoch_message(epoch: Epoch) -> records_pb2.Epoch:
+    return records_pb2.Epoch(generation=epoch.generation, number=epoch.number)
+
+
+def phase_of(workload: Workload) -> RunPhase:
+    """The reported phase. An exit counts only when the whole tree is gone and the last checkpoint is announced: until
+    then the run is still stopping. Raises ``BadWorkload``."""
+    name = records_pb2.RunPhase.Name(workload.phase) if workload.phase in records_pb2.RunPhase.values() else ""
+    try:
+        phase = RunPhase[name.removeprefix("RUN_PHASE_")]
+    except KeyError:
+        raise BadWorkload(f"workload.phase: {workload.phase} is unknown to this version; upgrade it first") from None
+    if phase is RunPhase.EXITED and (workload.storing_checkpoint or not workload.stop_confirmed):
+        return RunPhase.STOPPING
+    return phase
+
+
+def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node: NodeId, wall_ms: int) -> RunRecord:
+    """The record of what the agent reports now. Times are the receiver's wall clock minus the reported ages, and once
+    set they stay, so that a repeated report changes nothing. Raises ``BadWorkload``."""
+    phase = phase_of(workload)
+    ended = phase is RunPhase.EXITED
+
+    def kept(before: int, age_ms: int, happened: bool) -> int:
+        return before or (wall_ms - max(0, age_ms) if happened else 0)
+
+    last_step_ms = old.last_step_ms if old and old.last_step == workload.last_step else 0
+    return RunRecord(
+        job=JobId(workload.job),
+        epoch=epoch_of(workload.epoch),
+        region=region,
+        node=node,
+        phase=phase,
+        exit_code=workload.exit_code if ended else 0,
+        exit_signal=workload.exit_signal if ended else 0,
+        stop_confirmed=ended and workload.stop_confirmed,
+        stopped_by_us=workload.stopped_by_us,
+        resumed_step=workload.resumed_step,
+        first_step=workload.first_step,
+        last_step=workload.last_step,
+        first_step_ms=kept(old.first_step_ms if old else 0, workload.first_step_age_ms, workload.first_step >= 0),
+        last_step_ms=kept(last_step_ms, workload.last_step_age_ms, workload.last_step >= 0),
+        started_ms=kept(old.started_ms if old else 0, workload.started_age_ms, True),
+        ended_ms=kept(old.ended_ms if old else 0, workload.ended_age_ms, ended),
+        last_loss=workload.last_loss if math.isfinite(workload.last_loss) else 0.0,
+        reason=workload.reason[:MAX_REASON],
+    )
+
+
+def worth_writing(old: RunRecord | None, new: RunRecord, written_ago_ms: int) -> bool:
+    """Whether the new record says more than progress, or progress that is old enough. A run never goes back from
+    ``EXITED``."""
+    if old is None:
+        return True
+    if old.phase is RunPhase.EXITED:
+        return False
+    quiet = replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss)
+    if codec.encode(quiet) != codec.encode(old):
+        return True
+    return new.last_step != old.last_step and written_ago_ms >= STEP_EVERY_MS

@@ -1,0 +1,61 @@
+"""Snapshots for the pure cores, assembled from the mirrors."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from controlplane.shell.mirror import Mirror
+from gridkeeper.ids import RegionId
+from gridkeeper.snapshot import GlobalState, RegionState
+
+
+def region_state(region: RegionId, mirror: Mirror) -> RegionState:
+    """The region's store at the mirror's revision."""
+
+    def kind(name: str) -> Any:
+        return cast(Any, mirror.kind(name))
+
+    return RegionState(
+        region=region,
+        revision=mirror.revision,
+        nodes=kind("nodes"),
+        devices=kind("devices"),
+        sessions=kind("sessions"),
+        liveness=kind("liveness"),
+        health=kind("health"),
+        cordons=kind("cordons"),
+        events=kind("events"),
+        findings=kind("findings"),
+        incidents=kind("incidents"),
+        drains=kind("drains"),
+        drain_requests=kind("drain-requests"),
+        budgets=kind("budgets"),
+        reservations=kind("reservations"),
+        replicas=kind("replicas"),
+        accounts=kind("accounts"),
+        detector=mirror.one("detector"),
+        suspect_keys=mirror.suspect,
+    )
+
+
+def global_state(mirror: Mirror) -> GlobalState:
+    """The global store at the mirror's revision; ``fresh`` as of now."""
+
+    def kind(name: str) -> Any:
+        return cast(Any, mirror.kind(name))
+
+    return GlobalState(
+        revision=mirror.revision,
+        fresh=mirror.fresh,
+        jobs=kind("jobs"),
+        ownership=kind("ownership"),
+        runs=kind("runs"),
+        heads=kind("heads"),
+        checkpoints=kind("checkpoints"),
+        migrations=kind("migrations"),
+        offers=kind("offers"),
+        grants=kind("grants"),
+        regions=kind("regions"),
+        accounts=kind("accounts"),
+        suspect_keys=mirror.suspect,
+    )
