@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,6 +116,18 @@ class WatchBatch:
     reset: bool = False
 
 
+class Watch(Protocol):
+    """An async iterator of batches. Cancelling a waiting ``__anext__`` loses nothing: ask again."""
+
+    def __aiter__(self) -> Watch: ...
+
+    async def __anext__(self) -> WatchBatch: ...
+
+    async def aclose(self) -> None:
+        """End it, from any task; a waiting ``__anext__`` ends with ``StopAsyncIteration``. Idempotent."""
+        ...
+
+
 class Store(Protocol):
     """All calls have a deadline and raise ``StoreUnavailable`` (reads, and writes that certainly did not happen) or
     ``OutcomeUnknown`` (writes). Reads are linearizable unless ``revision`` is given."""
@@ -150,7 +162,7 @@ class Store(Protocol):
 
     async def lease_revoke(self, lease: int) -> None: ...
 
-    def watch(self, prefix: str, start: Revision) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefix: str, start: Revision) -> Watch:
         """Changes under ``prefix`` from revision ``start`` on, for ever: it reconnects by itself, to any endpoint, and
         re-lists after a compaction. No change is lost and none delivered twice. Close it by ``aclose()``."""
         ...
