@@ -82,8 +82,8 @@ class ReplicaCollector(Collector):
         )
         for name, text, counts in tables:
             family = GaugeMetricFamily(name, text, labels=["region", "state"])
-            for state_name, count in sorted(counts.items()):
-                family.add_metric([region, state_name], count)
+            for state_name, number in sorted(counts.items()):
+                family.add_metric([region, state_name], number)
             yield family
         active = sum(v.record.state not in TERMINAL_MIGRATION for v in world.migrations.values())
         yield GaugeMetricFamily("gridkeeper_migrations_active", "migrations under way", value=active)

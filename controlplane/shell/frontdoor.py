@@ -95,12 +95,7 @@ class FrontDoor:
             return None
         value = self._table.value
         ring = self._recent if recent else (lambda device, metric: ())
-        metrics = tuple(
-            MetricSample(
-                m.name, m.unit, self._table.value(device, m.name), self._recent(device, m.name) if recent else ()
-            )
-            for m in METRICS
-        )
+        metrics = tuple(MetricSample(m.name, m.unit, value(device, m.name), ring(device, m.name)) for m in METRICS)
         return DeviceTelemetry(metrics, max(0, self._clock.mono_ms() - seen))
 
     def _recent(self, device: DeviceId, metric: str) -> tuple[float, ...]:

@@ -1,0 +1,170 @@
+"""Streams between simulated agents and replicas: in memory, delayed by a seeded latency, cut on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from chaos.simulate.clock import SimRng
+from gridkeeper.ports.clock import Clock
+from gridkeeper.ports.link import LinkClosed, LinkRefused
+from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
+
+Handler = Callable[["SimControlSession"], Awaitable[None]]
+
+
+class _Pipe:
+    """One direction: in order, each message after its latency. Bytes, so that nobody shares an object."""
+
+    def __init__(self, clock: Clock, rng: SimRng, cut: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._cut = cut
+        self._queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
+        self._last_ms = 0
+        self.closed = ""
+
+    def send(self, data: bytes) -> None:
+        if self.closed:
+            raise LinkClosed(self.closed)
+        arrival = self._clock.mono_ms() + round(self._rng.uniform(0, 3))
+        self._last_ms = max(self._last_ms, arrival)
+        self._queue.put_nowait((self._last_ms, data))
+
+    async def receive(self) -> bytes:
+        item = await self._queue.get()
+        if item is None:
+            self._queue.put_nowait(None)
+            raise LinkClosed(self.closed)
+        arrival, data = item
+        wait = arrival - self._clock.mono_ms()
+        if wait > 0:
+            await self._clock.sleep(wait)
+        while self._cut():
+            # A cut network does not say so: the bytes wait until it heals or the stream is closed.
+            if self.closed:
+                raise LinkClosed(self.closed)
+            await self._clock.sleep(50)
+        return data
+
+    def close(self, why: str) -> None:
+        if not self.closed:
+            self.closed = why
+            self._queue.put_nowait(None)
+
+
+class SimAgentSession:
+    def __init__(self, up: _Pipe, down: _Pipe) -> None:
+        self._up = up
+        self._down = down
+        self.refusal = ""
+
+    async def send(self, frame: AgentFrame) -> None:
+        self._up.send(frame.SerializeToString())
+
+    async def receive(self) -> ControlFrame:
+        try:
+            return ControlFrame.FromString(await self._down.receive())
+        except LinkClosed as error:
+            if self.refusal:
+                raise LinkRefused(self.refusal) from error
+            raise
+
+    async def close(self) -> None:
+        self._up.close("the agent closed the stream")
+        self._down.close("the agent closed the stream")
+
+
+class SimControlSession:
+    def __init__(self, node: str, region: str, up: _Pipe, down: _Pipe, peer: SimAgentSession) -> None:
+        self._node = node
+        self._region = region
+        self._up = up
+        self._down = down
+        self._peer = peer
+
+    @property
+    def node(self) -> str:
+        return self._node
+
+    @property
+    def region(self) -> str:
+        return self._region
+
+    async def send(self, frame: ControlFrame) -> None:
+        self._down.send(frame.SerializeToString())
+
+    async def receive(self) -> AgentFrame:
+        return AgentFrame.FromString(await self._up.receive())
+
+    async def refuse(self, reason: str) -> None:
+        self._peer.refusal = reason
+
+
+class SimNetwork:
+    """Addresses -> handlers, and which pairs cannot reach each other."""
+
+    def __init__(self, clock: Clock, rng: SimRng) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._handlers: dict[str, Handler] = {}
+        self._serving: dict[str, set[asyncio.Task[None]]] = {}
+        self._cuts: set[tuple[str, str]] = set()
+
+    def listen(self, address: str, handler: Handler) -> None:
+        self._handlers[address] = handler
+        self._serving.setdefault(address, set())
+
+    def silence(self, address: str) -> None:
+        """The process behind an address is gone: its streams break."""
+        self._handlers.pop(address, None)
+        for task in list(self._serving.get(address, ())):
+            task.cancel()
+
+    def cut(self, node: str, address: str) -> None:
+        self._cuts.add((node, address))
+
+    def heal(self) -> None:
+        self._cuts.clear()
+
+    def transport(self, node: str, region: str) -> SimTransport:
+        return SimTransport(self, node, region)
+
+    async def connect(self, node: str, region: str, address: str) -> SimAgentSession:
+        await self._clock.sleep(round(self._rng.uniform(1, 5)))
+        handler = self._handlers.get(address)
+        if handler is None or (node, address) in self._cuts:
+            raise LinkClosed(f"{address} does not answer")
+        rng = self._rng.child(f"{node}-{address}-{self._clock.mono_ms()}")
+
+        def cut() -> bool:
+            return (node, address) in self._cuts
+
+        up = _Pipe(self._clock, rng.child("up"), cut)
+        down = _Pipe(self._clock, rng.child("down"), cut)
+        agent = SimAgentSession(up, down)
+        task = asyncio.get_running_loop().create_task(
+            self._serve(handler, SimControlSession(node, region, up, down, agent), up, down)
+        )
+        self._serving[address].add(task)
+        task.add_done_callback(self._serving[address].discard)
+        return agent
+
+    async def _serve(self, handler: Handler, session: SimControlSession, up: _Pipe, down: _Pipe) -> None:
+        try:
+            await handler(session)
+        finally:
+            up.close("the replica closed the stream")
+            down.close("the replica closed the stream")
+
+
+class SimTransport:
+    """``Transport`` of one node."""
+
+    def __init__(self, network: SimNetwork, node: str, region: str) -> None:
+        self._network = network
+        self._node = node
+        self._region = region
+
+    async def connect(self, address: str) -> SimAgentSession:
+        return await self._network.connect(self._node, self._region, address)
