@@ -1,0 +1,300 @@
+"""``GridClient``: the whole grid as one, over as many regions as there are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from gridkeeper.client import fanout, follow
+from gridkeeper.client.changes import Change
+from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
+from gridkeeper.client.replicas import Replicas
+from gridkeeper.clock import SystemClock
+from gridkeeper.config import ClientConfig
+from gridkeeper.ids import RegionId
+from gridkeeper.kinds import BY_NUMBER, is_global, reference
+from gridkeeper.ports.clock import Clock
+from gridkeeper.v1 import api_pb2, records_pb2
+from gridkeeper.v1.api_pb2 import Kind, Object
+
+R = TypeVar("R", bound=Message)
+
+PAGE_SIZE = 2_000
+LIST_ATTEMPTS = 4
+"""A page token is bound to one replica's snapshot: when that is gone, the listing begins anew."""
+
+ACT_MS = 15_000
+"""Acts commit to a store that may be electing a leader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects of one kind. ``partial``: why something may be missing, one sentence each; empty: this is everything.
+    ``as_of_ms``: wall time of the oldest of the answers, at the replica that gave it."""
+
+    kind: Kind.ValueType
+    objects: tuple[Object, ...]
+    partial: tuple[str, ...]
+    as_of_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What was done, or is being done. ``objects``: ``<kind>/<name>`` touched."""
+
+    sentence: str
+    objects: tuple[str, ...]
+    revision: int
+    region: RegionId
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Links oldest first; ``partial`` as in ``Listing``."""
+
+    chain: tuple[api_pb2.Link, ...]
+    partial: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlaListing:
+    slas: tuple[api_pb2.SlaView, ...]
+    partial: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica as it answers; ``info`` None: it does not, ``error`` says how."""
+
+    region: RegionId
+    address: str
+    info: api_pb2.InfoResponse | None
+    error: str
+
+
+class GridClient:
+    """Use as ``async with GridClient(config) as grid:`` inside a running event loop.
+
+    Every method raises ``ClientError`` subclasses whose message can be shown as it is.
+    """
+
+    def __init__(
+        self, config: ClientConfig, credentials: grpc.ChannelCredentials | None = None, clock: Clock | None = None
+    ) -> None:
+        if not config.regions:
+            raise InvalidRequest("regions: the client configuration names none; add one with its addresses")
+        if credentials is None:
+            from gridkeeper.identity.tls import channel_credentials
+
+            credentials = channel_credentials(config.tls)
+        self._clock = clock or SystemClock()
+        self._all = tuple(Replicas(endpoints, credentials) for endpoints in config.regions)
+        self._regions: dict[RegionId, Replicas] = {replicas.region: replicas for replicas in self._all}
+
+    async def __aenter__(self) -> GridClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for replicas in self._all:
+            await replicas.close()
+
+    @property
+    def regions(self) -> tuple[RegionId, ...]:
+        """In the order of the configuration."""
+        return tuple(self._regions)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def list(self, kind: Kind.ValueType, selector: str = "") -> Listing:
+        """Everything of one kind. A region that does not answer becomes a sentence in ``partial``; if none answers,
+        raises ``Unreachable``."""
+        if not BY_NUMBER[kind].region_owned:
+            whole = await fanout.first_whole(self._all, lambda replicas: self._list_region(replicas, kind, selector))
+            if whole is not None:
+                return whole
+        answers, errors = await fanout.everywhere(
+            self._all, lambda replicas: self._list_region(replicas, kind, selector)
+        )
+        merged: dict[str, Object] = {}
+        for item in (item for answer in answers for item in answer.objects):
+            old = merged.get(item.name)
+            if old is None or (is_global(item) and item.revision > old.revision):
+                merged[item.name] = item
+        objects = tuple(merged.values())
+        if kind in (api_pb2.KIND_SLA, api_pb2.KIND_AUDIT):
+            objects = tuple(sorted(objects, key=lambda item: item.name))
+        partial = tuple(dict.fromkeys([*errors, *(s for answer in answers for s in answer.partial)]))
+        return Listing(kind, objects, partial, min(answer.as_of_ms for answer in answers))
+
+    async def get(self, kind: Kind.ValueType, name: str) -> Object:
+        """One object, with recent telemetry. Raises ``NotFound`` (with names that come near), or ``Incomplete`` when
+        a region that may have it does not answer."""
+        return (await self._locate(kind, name))[1]
+
+    async def explain(self, kind: Kind.ValueType, name: str) -> Explained:
+        """The chain of evidence, oldest first, from every region that knows a part of it."""
+        request = api_pb2.GetRequest(kind=kind, name=name)
+        answers, errors = await fanout.everywhere(
+            self._all, lambda replicas: replicas.call("Explain", request, api_pb2.Explanation), tolerate=NotFound
+        )
+        links: dict[tuple[str, str, int], api_pb2.Link] = {}
+        for link in (link for answer in answers for link in answer.chain):
+            links.setdefault((link.step, link.object, link.at_ms), link)
+        return Explained(tuple(sorted(links.values(), key=lambda link: link.at_ms)), tuple(errors))
+
+    def watch(self, kinds: Sequence[Kind.ValueType], selector: str = "") -> AsyncGenerator[Change, None]:
+        """All changes of these kinds in all regions, for ever: first everything that exists, then ``Synced``. It
+        reconnects by itself and then tells what has vanished meanwhile. Close it by ``aclose()``."""
+        request = api_pb2.WatchRequest(kinds=list(kinds), selector=selector)
+        return follow.watch(self._all, request, self._clock)
+
+    async def sla_status(self, scope: str = "") -> SlaListing:
+        """Accounts with their open interval; ``scope`` "" = all, else ``device/<id>``, ``region/<r>``, ``job/<id>``."""
+        request = api_pb2.SlaRequest(scope=scope)
+        answers, errors = await fanout.everywhere(
+            self._all, lambda replicas: replicas.call("SlaStatus", request, api_pb2.SlaResponse), tolerate=NotFound
+        )
+        views: dict[str, api_pb2.SlaView] = {}
+        for view in (view for answer in answers for view in answer.slas):
+            old = views.get(view.account.scope)
+            if old is None or view.account.sequence > old.account.sequence:
+                views[view.account.scope] = view
+        return SlaListing(tuple(views[scope] for scope in sorted(views)), tuple(errors))
+
+    async def info(self) -> tuple[ReplicaStatus, ...]:
+        """Each replica of each region, asked one by one; never raises for one that is away."""
+        asked = [
+            self._info_of(replicas, index, address)
+            for replicas in self._all
+            for index, address in enumerate(replicas.addresses)
+        ]
+        return tuple(await asyncio.gather(*asked))
+
+    async def job_logs(self, job: str, tail_bytes: int = 16_384) -> tuple[str, bytes]:
+        """(node, the end of the output of the job's newest epoch)."""
+        _, item = await self._locate(api_pb2.KIND_JOB, job)
+        request = api_pb2.JobLogsRequest(job=job, tail_bytes=tail_bytes)
+        owner = self._regions.get(RegionId(item.job.ownership.region))
+        call = owner.call("JobLogs", request, api_pb2.JobLogsResponse, ACT_MS) if owner else None
+        answer = await (call or self._anywhere("JobLogs", request, api_pb2.JobLogsResponse))
+        return answer.node, answer.text
+
+    # -- acting -------------------------------------------------------------------------------------------------
+
+    async def cordon(self, target: str, reason: str, ttl_ms: int = 0) -> Act:
+        """Nothing new is placed on the node or device ``target``. ``ttl_ms`` 0: until uncordoned."""
+        replicas = await self._home_of(target)
+        return await self._act(replicas, "Cordon", api_pb2.CordonRequest(target=target, reason=reason, ttl_ms=ttl_ms))
+
+    async def uncordon(self, target: str, reason: str = "") -> Act:
+        """Take back the caller's own cordon of ``target``."""
+        replicas = await self._home_of(target)
+        return await self._act(replicas, "Uncordon", api_pb2.CordonRequest(target=target, reason=reason))
+
+    async def drain(self, target: str, reason: str) -> Act:
+        """Ask for ``target`` (a device, or each device of a node) to be taken out, within the budgets."""
+        replicas = await self._home_of(target)
+        return await self._act(replicas, "Drain", api_pb2.DrainRequest(target=target, reason=reason))
+
+    async def cancel_drain(self, drain: str, reason: str) -> Act:
+        replicas, _ = await self._locate(api_pb2.KIND_DRAIN, drain)
+        return await self._act(replicas, "CancelDrain", api_pb2.ObjectRequest(name=drain, reason=reason))
+
+    async def ack_incident(self, incident: str, reason: str = "") -> Act:
+        replicas, _ = await self._locate(api_pb2.KIND_INCIDENT, incident)
+        return await self._act(replicas, "AckIncident", api_pb2.ObjectRequest(name=incident, reason=reason))
+
+    async def submit_job(self, spec: records_pb2.JobSpec) -> Act:
+        return await self._act(None, "SubmitJob", api_pb2.SubmitJobRequest(spec=spec))
+
+    async def stop_job(self, job: str, reason: str = "") -> Act:
+        return await self._act(None, "StopJob", api_pb2.ObjectRequest(name=job, reason=reason))
+
+    async def migrate_job(self, job: str, to_region: str = "", reason: str = "") -> Act:
+        request = api_pb2.MigrateJobRequest(job=job, to_region=to_region, reason=reason)
+        return await self._act(None, "MigrateJob", request)
+
+    # -- how ----------------------------------------------------------------------------------------------------
+
+    async def _act(self, replicas: Replicas | None, name: str, request: Any) -> Act:
+        if replicas is not None:
+            answer = await replicas.call(name, request, api_pb2.ActResponse, ACT_MS)
+            region = replicas.region
+        else:
+            answer = await self._anywhere(name, request, api_pb2.ActResponse)
+            region = RegionId("")
+        return Act(answer.sentence, tuple(answer.objects), answer.revision, region)
+
+    async def _anywhere(self, name: str, request: Any, response: type[R]) -> R:
+        """At the first region that answers."""
+        failures: tuple[str, ...] = ()
+        for replicas in self._all:
+            try:
+                return await replicas.call(name, request, response, ACT_MS)
+            except Unreachable as error:
+                failures += (str(error),)
+        raise Unreachable("; ".join(failures))
+
+    async def _home_of(self, target: str) -> Replicas:
+        kind = api_pb2.KIND_DEVICE if "/" in target else api_pb2.KIND_NODE
+        return (await self._locate(kind, target))[0]
+
+    async def _locate(self, kind: Kind.ValueType, name: str) -> tuple[Replicas, Object]:
+        """Ask every region at once; the first that has it wins, and the others are not waited for."""
+        request = api_pb2.GetRequest(kind=kind, name=name)
+
+        async def ask(replicas: Replicas) -> tuple[Replicas, Object]:
+            return replicas, await replicas.call("Get", request, api_pb2.Object)
+
+        absent: tuple[NotFound, ...] = ()
+        unreachable: tuple[Unreachable, ...] = ()
+        async for outcome in fanout.as_completed([ask(replicas) for replicas in self._all]):
+            if isinstance(outcome, NotFound):
+                absent += (outcome,)
+            elif isinstance(outcome, Unreachable):
+                unreachable += (outcome,)
+            elif isinstance(outcome, ClientError):
+                raise outcome
+            else:
+                return outcome
+        away = "; ".join(str(error) for error in unreachable)
+        if not absent:
+            raise Unreachable(away)
+        if unreachable and BY_NUMBER[kind].region_owned:
+            raise Incomplete(f"{reference(kind, name)} is not in the regions that answer, and {away}")
+        raise max(absent, key=lambda error: len(str(error)))
+
+    async def _list_region(self, replicas: Replicas, kind: Kind.ValueType, selector: str) -> Listing:
+        for attempt in range(LIST_ATTEMPTS):
+            objects: tuple[Object, ...] = ()
+            request = api_pb2.ListRequest(kind=kind, selector=selector, page_size=PAGE_SIZE)
+            while True:
+                try:
+                    page = await replicas.call("List", request, api_pb2.ListResponse)
+                except InvalidRequest:
+                    if request.page_token and attempt + 1 < LIST_ATTEMPTS:
+                        break
+                    raise
+                objects += tuple(page.objects)
+                request.page_token = page.next_page_token
+                if not page.next_page_token:
+                    return Listing(kind, objects, tuple(page.partial), page.as_of_wall_ms)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _info_of(self, replicas: Replicas, index: int, address: str) -> ReplicaStatus:
+        try:
+            answer = await replicas.call_one(index, "Info", api_pb2.InfoRequest(), api_pb2.InfoResponse)
+        except grpc.aio.AioRpcError as error:
+            return ReplicaStatus(replicas.region, address, None, str(from_rpc(error)))
+        return ReplicaStatus(replicas.region, address, answer, "")
