@@ -8,6 +8,7 @@ order of two stores, except that an event is complete in the one 64-bit word tha
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 MAGIC = 0x4D56474B  # "KGVM"
 VERSION = 1
@@ -122,7 +123,7 @@ _C_TYPES: dict[type, str] = {_U32: "uint32_t", _U64: "uint64_t"}
 def _members(structure: type[ctypes.Structure]) -> list[str]:
     lines = []
     for name, kind, *_ in structure._fields_:
-        base: type = kind
+        base: Any = kind
         dimension = ""
         if issubclass(kind, ctypes.Array):
             base, dimension = kind._type_, f"[{kind._length_}]"
