@@ -28,7 +28,7 @@ Revision = NewType("Revision", int)
 Term = NewType("Term", int)
 """The create revision of a leader key; grows with every election in that store."""
 
-_NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
+_NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
 
 
 class BadName(ValueError):
