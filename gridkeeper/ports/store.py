@@ -36,6 +36,10 @@ class TooLarge(StoreError):
     """More than etcd's defaults allow: 128 operations or 1.5 MiB per transaction."""
 
 
+class StoreDenied(StoreError):
+    """The store refuses this user, password or certificate; nothing was done. Trying again is pointless."""
+
+
 class RevisionCompacted(StoreError):
     """A read at a revision that has been compacted away."""
 
