@@ -28,6 +28,7 @@ from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.devices import BackendError, Device, Sighting
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN, METRICS
+from nodeagent.kernel_parse import clip
 from nodeagent.pci import normal_bus_id
 
 _MAX_LINE = 64 * 1024
@@ -187,10 +188,12 @@ def _device(row: Mapping[str, Any]) -> Device:
     known = {field.name for field in fields(Device)}
     _only(row, known, "device.")
     device = _default_device(_slot(row))
+    values: dict[str, Any] = {}
     for name in known - {"slot", "memory_mib"} & row.keys():
         if not isinstance(row[name], str):
             raise ValueError(f"device.{name}: {row[name]!r} is not a string")
-        device = replace(device, **{name: _clean(row[name])[:256]})
+        values[name] = clip(row[name], 256)
+    device = replace(device, **values)
     if "memory_mib" in row:
         device = replace(device, memory_mib=_integer(row, "memory_mib", 0, 1 << 53))
     if device.pci_bus_id:
@@ -213,12 +216,7 @@ def _event(row: Mapping[str, Any], device: Device) -> Sighting:
     message = row.get("message", f"{kind.value} {code} (replay)")
     if not isinstance(message, str):
         raise ValueError(f"event.message: {message!r} is not a string")
-    return Sighting(device.slot, kind, code, _clean(message)[:1024], ReplayBackend.name, 0, pid, device.pci_bus_id)
-
-
-def _clean(text: str) -> str:
-    """Without lone surrogates, which JSON can spell and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return Sighting(device.slot, kind, code, clip(message), ReplayBackend.name, 0, pid, device.pci_bus_id)
 
 
 def _only(row: Mapping[str, Any], known: set[str], prefix: str) -> None:
