@@ -1,0 +1,160 @@
+"""What a field's value must satisfy beyond its type: one table, (class, field) -> rule. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gridkeeper.config import (
+    AgentConfig,
+    ClientConfig,
+    ControlPlaneConfig,
+    RegionEndpoints,
+    RegionPath,
+    StoreConfig,
+    TlsFiles,
+)
+from gridkeeper.identity.spiffe import BadIdentity, checked_trust_domain
+from gridkeeper.ids import BadName, NodeId, RegionId, ReplicaId, checked_name
+from gridkeeper.snapshot import BudgetPolicy, Policy
+from gridkeeper.timings import Timings
+
+
+class Wrong(ValueError):
+    """Value and remedy; the reader adds file, line and field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Applied to the value, or to each entry of a list; ``some``: the list must not be empty."""
+
+    check: Callable[[Any], None]
+    some: bool = False
+
+    def __call__(self, value: Any) -> None:
+        self.check(value)
+
+
+NAMES = frozenset({NodeId, RegionId, ReplicaId})
+"""Types of text that are parts of keys."""
+
+_HOST = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?)\Z")
+
+
+def address(value: str) -> None:
+    """``host:port``. Raises ``Wrong``."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not _HOST.match(host):
+        raise Wrong(f"{value[:80]!r} is not host:port; write it like 10.0.0.5:7443 or [::1]:7443")
+    if not port.isascii() or not port.isdigit() or not 1 <= int(port[:6]) <= 65_535:
+        raise Wrong(f"{value[:80]!r} has the port {port[:20]!r}; use 1 to 65535")
+
+
+def _optional_address(value: str) -> None:
+    if value:
+        address(value)
+
+
+def _endpoint(value: str) -> None:
+    for scheme in ("https://", "http://"):
+        value = value.removeprefix(scheme)
+    address(value.rstrip("/"))
+
+
+def _url(value: str) -> None:
+    if value:
+        _endpoint(value)
+
+
+def _filled(value: str) -> None:
+    if not value.strip():
+        raise Wrong("is empty; give a path")
+    if "\0" in value:
+        raise Wrong(f"{value[:80]!r} holds a NUL character; remove it")
+
+
+def _name(value: str) -> None:
+    try:
+        checked_name("", value)
+    except BadName as error:
+        raise Wrong(str(error).removeprefix(": ")) from error
+
+
+def _backend(value: str) -> None:
+    word, colon, rest = value.partition(":")
+    if value in ("nvml", "host") or (word == "replay" and colon and rest):
+        return
+    raise Wrong(f"{value[:80]!r} is no backend; use nvml, host or replay:<file>")
+
+
+def _trust_domain(value: str) -> None:
+    try:
+        checked_trust_domain(value)
+    except BadIdentity as error:
+        raise Wrong(str(error).removeprefix("trust_domain: ")) from error
+
+
+def _budget_kind(value: str) -> None:
+    if value not in ("region", "rack", "vendor"):
+        raise Wrong(f"{value[:80]!r} is no kind of budget; use region, rack or vendor")
+
+
+def between(least: float, most: float) -> Rule:
+    """A number in [least, most]."""
+
+    def check(value: float) -> None:
+        if not least <= value <= most:
+            raise Wrong(f"{value} is not between {least} and {most}")
+
+    return Rule(check)
+
+
+_DAY = 24 * 3600 * 1000
+_path = Rule(_filled)
+
+RULES: dict[tuple[type, str], Rule] = {
+    (TlsFiles, "certificate"): _path,
+    (TlsFiles, "key"): _path,
+    (TlsFiles, "authority"): _path,
+    (StoreConfig, "endpoints"): Rule(_endpoint, some=True),
+    (RegionPath, "path"): _path,
+    (RegionEndpoints, "addresses"): Rule(address, some=True),
+    (ClientConfig, "regions"): Rule(lambda _: None, some=True),
+    (AgentConfig, "servers"): Rule(address, some=True),
+    (AgentConfig, "state_dir"): _path,
+    (AgentConfig, "checkpoints"): _path,
+    (AgentConfig, "rack"): Rule(_name),
+    (AgentConfig, "backends"): Rule(_backend, some=True),
+    (AgentConfig, "metrics_listen"): Rule(_optional_address),
+    (AgentConfig, "otlp_endpoint"): Rule(_url),
+    (AgentConfig, "driver_timeout_ms"): between(100, 600_000),
+    (AgentConfig, "spool_max_bytes"): between(64 * 1024, 1 << 40),
+    (ControlPlaneConfig, "listen"): Rule(address),
+    (ControlPlaneConfig, "advertise"): Rule(_optional_address),
+    (ControlPlaneConfig, "metrics_listen"): Rule(_optional_address),
+    (ControlPlaneConfig, "otlp_endpoint"): Rule(_url),
+    (ControlPlaneConfig, "trust_domain"): Rule(_trust_domain),
+    (ControlPlaneConfig, "checkpoints"): Rule(lambda _: None, some=True),
+    (Timings, "stale_ms"): between(1, _DAY),
+    (Timings, "fence_ms"): between(1, _DAY),
+    (Timings, "takeover_ms"): between(1, _DAY),
+    (Timings, "clock_ratio"): between(1.0, 2.0),
+    (Timings, "renewal_ms"): between(1, _DAY),
+    (Timings, "heartbeat_ms"): between(1, _DAY),
+    (Timings, "telemetry_ms"): between(1, _DAY),
+    (Timings, "unreachable_ms"): between(1, _DAY),
+    (Timings, "settle_ms"): between(0, _DAY),
+    (Timings, "lease_ttl_s"): between(1, 3600),
+    (Timings, "drain_deadline_ms"): between(1, 30 * _DAY),
+    (BudgetPolicy, "kind"): Rule(_budget_kind),
+    (BudgetPolicy, "fraction"): between(0.0, 1.0),
+    (BudgetPolicy, "minimum"): between(0, 1_000_000),
+    (Policy, "version"): between(1, 1 << 31),
+    (Policy, "freeze_fraction"): between(0.0, 1.0),
+    (Policy, "probation_ms"): between(0, 365 * _DAY),
+    (Policy, "repair_hold_ms"): between(0, 365 * _DAY),
+    (Policy, "corrected_ecc_per_hour"): between(0.0, 1e12),
+    (Policy, "budget_per_job_fraction"): between(0.0, 1.0),
+}
