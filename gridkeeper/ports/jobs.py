@@ -14,6 +14,10 @@ class ExecutorError(Exception):
     """The job could not be started or asked; names job, epoch and cause."""
 
 
+class ExecutorUnavailable(ExecutorError):
+    """No answer: it may or may not have been done. Ask again, or look at ``list``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One start of one job."""
@@ -57,6 +61,10 @@ class Process:
 
 class Executor(Protocol):
     """Starts, signals and lists jobs on this host; what it starts survives the agent's restart."""
+
+    def margins(self, term_before_ms: int, kill_before_ms: int) -> None:
+        """From now on SIGTERM and SIGKILL come this long before a deadline (architecture §4.1: F − 5 s, F − 1 s)."""
+        ...
 
     async def start(self, launch: Launch, deadline_ms: int) -> None:
         """Start it, to be stopped at ``deadline_ms`` (boot-time clock) unless extended. Idempotent per (job, epoch).

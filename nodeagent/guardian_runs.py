@@ -1,0 +1,165 @@
+"""The guardian's runs: when each must be signalled, and what its keeper has told. No sockets here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+from failover.executors.protocol import TREE_VARIABLE, RunState
+from nodeagent.linux import children, descendants, send_signal, tagged
+
+AGAIN_MS = 100
+"""Between two SIGKILLs to a tree that is still there."""
+LINGER_MS = 1_000
+"""What a leading process leaves behind is killed this long after its exit."""
+LOOK_MS = 1_000
+"""Longest wait between two looks for the processes of a dead keeper."""
+
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Run:
+    """One (job, epoch). ``keeper`` 0: its keeper is dead. ``lost``: the keeper was killed, so processes may remain that
+    only the search by tag and by adoption finds. Times are boot-time ms, 0 = not."""
+
+    job: str
+    epoch: str
+    tag: str
+    started_ms: int
+    deadline_ms: int
+    term_before_ms: int
+    kill_before_ms: int
+    keeper: int = 0
+    leader: int = 0
+    pipe: int = -1
+    heard: bytes = b""
+    exit_code: int = -1
+    exit_signal: int = 0
+    ended_ms: int = 0
+    tree_gone: bool = False
+    lost: bool = False
+    fenced: bool = False
+    stop_asked: bool = False
+    stop_kill_ms: int = 0
+    next_kill_ms: int = 0
+    look_ms: int = 0
+
+    @property
+    def key(self) -> Key:
+        return (self.job, self.epoch)
+
+    @property
+    def alive(self) -> bool:
+        return self.ended_ms == 0
+
+    def state(self, with_pids: bool) -> RunState:
+        """``with_pids``: walk /proc for them."""
+        pids = tuple(descendants(self.keeper)) if with_pids and self.keeper else ()
+        return RunState(
+            self.job,
+            self.epoch,
+            self.alive,
+            self.exit_code,
+            self.exit_signal,
+            self.tree_gone,
+            self.fenced,
+            self.stop_asked,
+            self.started_ms,
+            self.ended_ms,
+            self.deadline_ms,
+            pids,
+        )
+
+    def extend(self, deadline_ms: int, term_before_ms: int, kill_before_ms: int) -> None:
+        """Never backwards, and not once the end has begun."""
+        if not self.fenced and deadline_ms > self.deadline_ms:
+            self.deadline_ms = deadline_ms
+            self.term_before_ms = term_before_ms
+            self.kill_before_ms = kill_before_ms
+
+    def stop(self, now: int, grace_ms: int) -> None:
+        """Ask once; asking again may only shorten the grace."""
+        kill_at = now + max(0, grace_ms)
+        self.stop_kill_ms = min(self.stop_kill_ms, kill_at) if self.stop_asked else kill_at
+        if not self.stop_asked:
+            self.stop_asked = True
+            self._terminate()
+
+    def _terminate(self) -> None:
+        """SIGTERM to the leading process, and let it run if it was stopped."""
+        if self.leader and self.alive:
+            send_signal(self.leader, signal.SIGTERM)
+            send_signal(self.leader, signal.SIGCONT)
+
+    def _term_at(self) -> int:
+        return self.deadline_ms - self.term_before_ms
+
+    def _kill_at(self) -> int:
+        times = [self.deadline_ms - self.kill_before_ms]
+        if self.stop_asked:
+            times.append(self.stop_kill_ms)
+        if not self.alive:
+            times.append(self.ended_ms + (0 if self.fenced or self.stop_asked else LINGER_MS))
+        return min(times)
+
+    def due_ms(self) -> int | None:
+        """When ``act`` has something to do next; None: never."""
+        if self.tree_gone:
+            return None
+        if self.lost:
+            return self.look_ms
+        kill_at = max(self._kill_at(), self.next_kill_ms)
+        return kill_at if self.fenced or not self.alive else min(kill_at, self._term_at())
+
+    def act(self, now: int) -> None:
+        """Send the signals that are due."""
+        if self.tree_gone or self.lost:
+            return
+        if self.alive and not self.fenced and now >= self._term_at():
+            self.fenced = True
+            if not self.stop_asked:
+                self._terminate()
+        if now >= max(self._kill_at(), self.next_kill_ms):
+            self.next_kill_ms = now + AGAIN_MS
+            for pid in descendants(self.keeper) if self.keeper else ():
+                send_signal(pid, signal.SIGKILL)
+
+    def hear(self, data: bytes, now: int) -> None:
+        """What the keeper wrote."""
+        self.heard += data
+        while b"\n" in self.heard:
+            line, _, self.heard = self.heard.partition(b"\n")
+            words = line.split()
+            if words[:1] == [b"exit"]:
+                self.exit_code, self.exit_signal = int(words[1]), int(words[2])
+                self.ended_ms = now
+
+    def keeper_ended(self, clean: bool, now: int) -> None:
+        """``clean``: it said that it has no children left. Else look for what it left behind."""
+        self.keeper = 0
+        if self.alive:
+            self.ended_ms = now
+            self.exit_signal = signal.SIGKILL
+        self.tree_gone = clean
+        self.lost = not clean
+        self.look_ms = now
+
+
+def look_for_lost(runs: list[Run], keepers: set[int], now: int) -> None:
+    """Kill what dead keepers left: orphans that the kernel gave to the guardian, and whatever carries their tags. A run
+    of which nothing is found any more is gone."""
+    adopted = [pid for pid in children(os.getpid()) if pid not in keepers]
+    for pid in adopted:
+        for below in (*descendants(pid), pid):
+            send_signal(below, signal.SIGKILL)
+    found = tagged(TREE_VARIABLE, {run.tag for run in runs})
+    for run in runs:
+        for pid in found[run.tag]:
+            send_signal(pid, signal.SIGKILL)
+        if not adopted and not found[run.tag]:
+            run.lost = False
+            run.tree_gone = True
+        else:
+            run.look_ms = now + min(LOOK_MS, max(AGAIN_MS // 5, (now - run.ended_ms) // 4))
