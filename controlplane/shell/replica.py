@@ -24,16 +24,20 @@ from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
 from gridkeeper import codec
+from gridkeeper.decision import ABSENT
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys, region_root
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.notify import Notifier
-from gridkeeper.ports.store import Store
+from gridkeeper.ports.store import Compare, OutcomeUnknown, PutOp, Store, StoreUnavailable
+from gridkeeper.records.books import MetaRecord
 from gridkeeper.records.faults import LeaderRecord, ReplicaRecord
 from gridkeeper.snapshot import Settings
 
 log = logging.getLogger("gridkeeper.replica")
+
+RETRY_MS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,24 @@ class Replica:
             group.create_task(self.world.run())
             group.create_task(self.view.run())
             await self.local.wait_loaded()
+            await self._found(self._ports.region_store, self._keys.meta, f"region/{self.region}")
             group.create_task(self._present())
             group.create_task(self._rules.run())
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region))
             await self.world.wait_loaded()
+            await self._found(self._ports.global_store, KEYS.meta, "global")
             group.create_task(self._campaign(self._ports.global_store, KEYS.leader, self._lead_world))
+
+    async def _found(self, store: Store, key: str, role: str) -> None:
+        """Create the store's header if this is its first use. Epochs begin with its generation."""
+        meta = codec.encode(MetaRecord(1, role, self._ports.clock.wall_ms()))
+        while True:
+            try:
+                await store.txn([Compare(key, ABSENT)], [PutOp(key, meta)])
+                return
+            except (StoreUnavailable, OutcomeUnknown) as error:
+                log.warning("%s waits for its store: %s", key, error)
+                await self._ports.clock.sleep(RETRY_MS)
 
     async def _present(self) -> None:
         """Keep replicas/<id> alive under a lease: a node whose replica is gone is not heard."""

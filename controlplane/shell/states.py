@@ -44,9 +44,11 @@ def global_state(mirror: Mirror) -> GlobalState:
     def kind(name: str) -> Any:
         return cast(Any, mirror.kind(name))
 
+    meta = mirror.one("meta")
     return GlobalState(
         revision=mirror.revision,
         fresh=mirror.fresh,
+        generation=meta.record.generation if meta else 1,
         jobs=kind("jobs"),
         ownership=kind("ownership"),
         runs=kind("runs"),
