@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -79,6 +80,23 @@ class _Broken(Exception):
     """This connection is of no use any more; take another."""
 
 
+@contextlib.contextmanager
+def _call_errors() -> Iterator[None]:
+    """Whatever ends a call becomes ``_Broken``; so does the cancelling of the *call* by ``aclose`` in another task,
+    which gRPC reports as if it were the task's own."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _Broken(f"{error.code().name}: {error.details()}") from error
+    except (asyncio.InvalidStateError, TimeoutError) as error:
+        raise _Broken(str(error) or "no answer in time") from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise _Broken("the call was cancelled") from None
+
+
 class _Stream:
     """One watch on one connection to one member."""
 
@@ -104,25 +122,17 @@ class _Stream:
         return read.result()
 
     async def _receive(self) -> Any:
-        try:
+        with _call_errors():
             response = await self.call.read()
-        except grpc.aio.AioRpcError as error:
-            raise _Broken(f"{error.code().name}: {error.details()}") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise _Broken("the call was cancelled") from None
         if response is grpc.aio.EOF:
             raise _Broken("the member ended the stream")
         return response
 
-    async def ask_progress(self) -> None:
-        try:
-            async with asyncio.timeout(STALL_MS / 1_000):
-                await self.call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
-            raise _Broken(f"progress could not be asked for: {error}") from error
+    async def send(self, request: Any, most_ms: int) -> None:
+        """Raises ``_Broken``, also after ``most_ms``."""
+        with _call_errors():
+            async with asyncio.timeout(most_ms / 1_000):
+                await self.call.write(request)
 
     def abandon(self) -> None:
         """Without waiting."""
@@ -207,27 +217,26 @@ class EtcdWatch:
         now_ms = self._clock.mono_ms()
         endpoint = await self._endpoints.ready(now_ms + self._endpoints.deadline_ms, after=self._last)
         timeout = self._endpoints.deadline_ms / 1_000
-        try:
+        self._last = endpoint
+        with _call_errors():
             if endpoint.version is None:
                 status = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=timeout)
                 endpoint.version = parse_version(status.version)
             metadata = await self._endpoints.metadata(endpoint, timeout)
-            call = endpoint.watch.Watch(metadata=metadata)
-            stream = self._stream = _Stream(endpoint, call, self._clock.mono_ms())
-            self._last = endpoint
-            first, end = self._range
-            create = pb.WatchCreateRequest(
-                key=first,
-                range_end=end,
-                start_revision=max(1, self._next - 1),
-                progress_notify=True,
-                fragment=True,
-            )
-            async with asyncio.timeout(timeout):
-                await stream.call.write(pb.WatchRequest(create_request=create))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
-            self._last = endpoint
-            raise _Broken(f"{endpoint.address}: {error}") from error
+            stream = _Stream(endpoint, endpoint.watch.Watch(metadata=metadata), self._clock.mono_ms())
+        if self._closed:
+            stream.abandon()
+            return
+        self._stream = stream
+        first, end = self._range
+        create = pb.WatchCreateRequest(
+            key=first,
+            range_end=end,
+            start_revision=max(1, self._next - 1),
+            progress_notify=True,
+            fragment=True,
+        )
+        await stream.send(pb.WatchRequest(create_request=create), self._endpoints.deadline_ms)
 
     async def _disconnect(self) -> None:
         stream, self._stream = self._stream, None
@@ -268,7 +277,7 @@ class EtcdWatch:
             raise _Broken(f"not a word for {now_ms - stream.heard_ms} ms")
         if now_ms >= stream.asked_ms + PROGRESS_MS:
             stream.asked_ms = now_ms
-            await stream.ask_progress()
+            await stream.send(pb.WatchRequest(progress_request=pb.WatchProgressRequest()), STALL_MS)
         check_ms = max(stream.told_ms, stream.checked_ms) + CHECK_MS
         if not stream.in_order and now_ms >= check_ms:
             stream.checked_ms = now_ms

@@ -1,0 +1,3 @@
+"""Fixtures that several tests share are plugins under ``tests/fixtures``."""
+
+pytest_plugins = ["tests.fixtures.etcd"]
