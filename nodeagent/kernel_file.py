@@ -27,6 +27,12 @@ class _Place:
     offset: int
     mark: str
 
+    def __str__(self) -> str:
+        return f"{self.inode}:{self.offset}:{self.mark}"
+
+
+_NOWHERE = _Place(0, 0, "")
+
 
 @dataclass(slots=True, eq=False)
 class _Open:
@@ -50,8 +56,12 @@ class FileSource:
         self._old: list[_Open] = []  # rotated files still to be read, oldest first
         self._patience = 0
         self._gap = ""
+        self._newest = 0  # inode of the newest rotated sibling
         self._seen: set[int] = set()  # inodes of rotated siblings that are not news
-        self._begin(saved)
+        try:
+            self._begin(saved)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     # -- Source --
 
@@ -78,21 +88,12 @@ class FileSource:
             if self._current and len(entries) < limit:
                 entries.extend(self._lines(self._current, limit - len(entries)))
         except OSError as error:
-            raise KernelLogError(
-                f"kernel_log {self._path}: cannot be read ({error.strerror}); make it readable for the agent"
-            ) from error
+            raise self._unreadable(error) from error
         return tuple(entries)
 
     def position(self) -> Mapping[str, str | int]:
-        file = self._old[0] if self._old else self._current
-        if file is None:
-            return {"inode": 0, "offset": 0, "mark": ""}
-        position: dict[str, str | int] = {"inode": file.inode, "offset": file.offset, "mark": file.mark}
-        if len(self._old) == 1 and self._current and self._current.offset:
-            # A renamed file lingers while the new one is read already. (With several, the new one waits its turn.)
-            current = self._current
-            position |= {"next_inode": current.inode, "next_offset": current.offset, "next_mark": current.mark}
-        return position
+        current = str(_at(self._current)) if self._current else str(_NOWHERE)
+        return {"places": " ".join([*(str(_at(file)) for file in self._old), current]), "newest": self._newest}
 
     def close(self) -> None:
         for file in (*self._old, self._current):
@@ -100,35 +101,58 @@ class FileSource:
                 os.close(file.descriptor)
         self._old, self._current = [], None
 
+    def _unreadable(self, error: OSError) -> KernelLogError:
+        path = error.filename or self._path
+        return KernelLogError(f"kernel_log {path}: cannot be read ({error.strerror}); name a readable log file")
+
     # -- finding the place --
 
     def _begin(self, saved: Mapping[str, str | int] | None) -> None:
         self._current = self._open(self._path)
-        if saved is None or "offset" not in saved:
+        places = _places(saved)
+        if not places:
             if self._current:
                 self._move(self._current, os.fstat(self._current.descriptor).st_size)
-        elif "next_offset" in saved:
-            self._resume(_place(saved, "next_"))
-            self._linger(_place(saved, ""))
         else:
-            self._resume(_place(saved, ""))
-        siblings = self._siblings()
+            *earlier, last = places
+            self._resume(last)
+            if last.offset == 0 and self._current and last.inode == self._current.inode:
+                self._catch_copies(whole(saved or {}, "newest", 0))
+            for place in reversed(earlier):
+                self._linger(place)
+        self._remember_siblings()
+
+    def _remember_siblings(self) -> None:
+        siblings = self._siblings(held_too=True)
         self._seen = {file.inode for file in siblings}
+        self._newest = siblings[0].inode if siblings else 0
         _close(siblings)
+
+    def _catch_copies(self, newest: int) -> None:
+        """Nothing of the current file was read, so nothing tells whether it was truncated since. Copies made after
+        the one that was the newest then (0: there was none) are read first."""
+        held = {file.inode for file in self._old}
+        siblings = self._siblings(held_too=True)
+        known = [n for n, file in enumerate(siblings) if file.inode == newest or file.inode in held]
+        count = known[0] if known else len(siblings) * (newest == 0)
+        if count:
+            self._old.extend(reversed(siblings[:count]))
+            self._patience = _PATIENCE
+        _close(siblings[count:])
 
     def _resume(self, place: _Place) -> None:
         """Go on at ``place``, which is in the current file or in a rotated sibling."""
         if self._current and _is_at(self._current, place):
             self._move(self._current, place.offset)
             return
-        if place.offset == 0:
-            return  # nothing had been read: the current file from its start
+        if place.offset == 0 and place.inode == 0:
+            return  # there was no file: the current one from its start
         siblings = self._siblings()
         for number, sibling in enumerate(siblings):  # newest first
             if _is_at(sibling, place):
                 self._move(sibling, place.offset)
                 self._old.extend(reversed(siblings[: number + 1]))
-                self._patience = 0
+                self._patience = _PATIENCE
                 _close(siblings[number + 1 :])
                 return
         _close(siblings)
@@ -148,21 +172,25 @@ class FileSource:
     def _move(self, file: _Open, offset: int) -> None:
         file.offset, file.mark, file.skipping = offset, _mark(file.descriptor, offset), False
 
-    def _siblings(self) -> list[_Open]:
-        """Rotated copies beside the file, newest first; compressed ones cannot be read and are left out."""
+    def _siblings(self, held_too: bool = False) -> list[_Open]:
+        """Rotated copies beside the file, newest first: by number (".1" is the newest), or else by time and name.
+        Compressed ones cannot be read and are left out."""
         current = self._current.inode if self._current else 0
-        held = {file.inode for file in self._old} | {current}
-        found: list[tuple[int, _Open]] = []
+        held = {current} if held_too else {current, *(file.inode for file in self._old)}
+        found: list[tuple[str, int, _Open]] = []
         for path in self._path.parent.glob(self._path.name + "[.-]*"):
             if path.suffix in (".gz", ".xz", ".zst", ".bz2", ".lz4"):
                 continue
             file = self._open(path)
             if file and file.inode not in held:
                 held.add(file.inode)
-                found.append((os.fstat(file.descriptor).st_mtime_ns, file))
+                suffix = path.name[len(self._path.name) + 1 :]
+                found.append((suffix, os.fstat(file.descriptor).st_mtime_ns, file))
             elif file:
                 os.close(file.descriptor)
-        return [file for _, file in sorted(found, key=lambda pair: pair[0], reverse=True)]
+        if all(suffix.isdecimal() for suffix, _, _ in found):
+            return [file for _, _, file in sorted(found, key=lambda item: int(item[0]))]
+        return [file for _, _, file in sorted(found, key=lambda item: (item[1], item[0]), reverse=True)]
 
     def _open(self, path: Path) -> _Open | None:
         try:
@@ -170,9 +198,7 @@ class FileSource:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise KernelLogError(
-                f"kernel_log {path}: cannot be opened ({error.strerror}); make it readable for the agent"
-            ) from error
+            raise self._unreadable(error) from error
         return _Open(descriptor, os.fstat(descriptor).st_ino, 0, "")
 
     # -- rotation while running --
@@ -189,16 +215,28 @@ class FileSource:
             fresh = self._open(self._path)
             if fresh:
                 self._rotate(self._current, fresh)
+                self._remember_siblings()
             return
-        place = _Place(self._current.inode, self._current.offset, self._current.mark)
-        if not _is_at(self._current, place):  # truncated, and perhaps grown again
+        place = _at(self._current)
+        if place.offset == 0:
+            before = len(self._old)
+            self._catch_copies(self._newest)
+            if len(self._old) > before:
+                self._remember_siblings()
+        elif not _is_at(self._current, place):  # truncated, and perhaps grown again
             self._move(self._current, 0)
             self._resume(_Place(0, place.offset, place.mark))
+            self._remember_siblings()
 
     def _rotate(self, before: _Open, fresh: _Open) -> None:
         """``before`` was renamed. Files that came and went since the last poll lie between it and ``fresh``."""
-        self._old.append(before)
         self._current = fresh
+        place = _at(before)
+        if not _is_at(before, place):  # truncated first, then renamed
+            os.close(before.descriptor)
+            self._resume(_Place(0, place.offset, place.mark))
+            return
+        self._old.append(before)
         self._patience = _PATIENCE
         last_write = os.fstat(before.descriptor).st_mtime_ns
         siblings = self._siblings()
@@ -208,7 +246,6 @@ class FileSource:
             if file.inode not in self._seen or os.fstat(file.descriptor).st_mtime_ns > last_write
         ]
         self._old.extend(between)
-        self._seen = {file.inode for file in (*siblings, before)}
         _close([file for file in siblings if file not in between])
 
     # -- reading --
@@ -258,10 +295,20 @@ def _is_at(file: _Open, place: _Place) -> bool:
     return os.fstat(file.descriptor).st_size >= place.offset and _mark(file.descriptor, place.offset) == place.mark
 
 
-def _place(saved: Mapping[str, str | int], prefix: str) -> _Place:
-    return _Place(
-        whole(saved, prefix + "inode", 0), max(0, whole(saved, prefix + "offset", 0)), str(saved.get(prefix + "mark"))
-    )
+def _at(file: _Open) -> _Place:
+    return _Place(file.inode, file.offset, file.mark)
+
+
+def _places(saved: Mapping[str, str | int] | None) -> list[_Place]:
+    """Of the rotated files still being read, and last of the current one; empty if none is saved."""
+    found = []
+    for text in str((saved or {}).get("places", "")).split():
+        inode, _, rest = text.partition(":")
+        offset, _, mark = rest.partition(":")
+        if not (inode.isdecimal() and offset.isdecimal()):
+            return []
+        found.append(_Place(int(inode), int(offset), mark))
+    return found
 
 
 def _close(files: Iterable[_Open]) -> None:
