@@ -1,0 +1,1 @@
+"""The command line. It alone may import the other packages, lazily."""

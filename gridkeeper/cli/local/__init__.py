@@ -1,0 +1,1 @@
+"""A whole grid on this machine: etcds, control planes and agents as processes, devices simulated below NVML."""
