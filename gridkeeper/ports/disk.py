@@ -17,6 +17,11 @@ class DiskLog(Protocol):
         """Random id of this log, born with its file; a new file gets a new one."""
         ...
 
+    @property
+    def last(self) -> int:
+        """Sequence of the newest record ever appended, released or not; 0: none."""
+        ...
+
     async def append(self, records: list[bytes]) -> None:
         """Durable (fsynced) on return. Raises ``DiskError``; then none of them is kept."""
         ...
