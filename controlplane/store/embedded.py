@@ -154,10 +154,14 @@ class EmbeddedEtcd:
         try:
             for member in range(len(self._ports)):
                 self._spawn(member)
-            await asyncio.gather(*(self._wait_ready(member) for member in range(len(self._ports))))
+            await self.wait_ready()
         except BaseException:
             await self.stop()
             raise
+
+    async def wait_ready(self) -> None:
+        """Until every member answers and knows a leader. Raises ``StoreUnavailable``."""
+        await asyncio.gather(*(self._wait_ready(member) for member in range(len(self._ports))))
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL. Idempotent. A paused member is resumed first, or it could not end."""
@@ -196,6 +200,11 @@ class EmbeddedEtcd:
 
     def resume(self, member: int) -> None:
         self._running(member).send_signal(signal.SIGCONT)
+
+    def alive(self, member: int) -> bool:
+        """Whether its process exists, paused or not."""
+        process = self._processes[member]
+        return process is not None and process.poll() is None
 
     def _running(self, member: int) -> subprocess.Popen[bytes]:
         process = self._processes[member]
