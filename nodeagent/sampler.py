@@ -74,9 +74,9 @@ class DeviceWatch:
         return self._latest
 
     @property
-    def hung(self) -> bool:
-        """A driver call is overdue."""
-        return bool(self._hung)
+    def hung(self) -> frozenset[str]:
+        """The activities ("sample", "events") whose driver call is overdue."""
+        return frozenset(self._hung)
 
     @property
     def missing(self) -> frozenset[str]:
@@ -113,11 +113,12 @@ class DeviceWatch:
 
     async def _watch(self, sampling: Lane, waiting: Lane) -> None:
         """Until one of both fails; its ``BackendError`` is raised."""
-        tasks = {asyncio.ensure_future(self._sample(sampling)), asyncio.ensure_future(self._wait(waiting))}
+        tasks = [asyncio.ensure_future(self._sample(sampling)), asyncio.ensure_future(self._wait(waiting))]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()
