@@ -65,9 +65,9 @@ def _region(region: str) -> Object:
         nodes=count,
         nodes_alive=count - east,
         devices=count * 8,
-        usable=count * 8 - (9 if east else 1),
-        free=31 if east else 23,
-        largest_free=8,
+        usable=count * 8 - (9 if east else 10),
+        free=31 if east else 14,
+        largest_free=8 if east else 7,
         updated_ms=NOW_MS - 20_000,
     )
     held = [pb.BudgetHold(device=HOT, kind=pb.HOLD_KIND_DRAIN, ref=DRAIN_ID)] if east else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
@@ -29,11 +29,11 @@ def hints(*pairs: tuple[str, str]) -> Spans:
     return joined(tuple((Span(key, Tone.BUSY), Span(f" {what}", Tone.DIM)) for key, what in pairs))
 
 
-def fitting(pairs: tuple[tuple[str, str], ...], columns: int) -> Spans:
-    """Hints from the left as far as whole ones fit."""
+def fitting(parts: Sequence[Spans], columns: int, between: str = "  ") -> Spans:
+    """Parts from the left as far as whole ones fit."""
     shown: Spans = ()
-    for end in range(1, len(pairs) + 1):
-        longer = hints(*pairs[:end])
+    for end in range(1, len(parts) + 1):
+        longer = joined(parts[:end], between)
         if width(longer) > columns:
             break
         shown = longer
@@ -54,6 +54,7 @@ class GridScreen(Screen[None]):
         Binding("x", "act", "act", show=False),
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (150, "-wide")]  # noqa: RUF012 (Textual declares it as an instance's)
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall")]  # noqa: RUF012 (the same)
     tab = ""
     filterable = False
 
@@ -75,7 +76,11 @@ class GridScreen(Screen[None]):
         return None
 
     def trail(self) -> Spans:
-        """Where we are, beyond the tab."""
+        """Where we are, beyond the tab; with the filter in force."""
+        return ()
+
+    def note(self) -> Spans:
+        """In the status line when there is nothing else to say."""
         return ()
 
     def hint_pairs(self) -> tuple[tuple[str, str], ...]:
@@ -104,6 +109,7 @@ class GridScreen(Screen[None]):
             yield Bar(id="summary")
             yield Bar(id="regions")
         yield Tabs(id="tabs")
+        yield Bar(id="crumb")
         with Vertical(id="body"):
             yield from self.body()
         yield Bar(id="status")
@@ -127,12 +133,17 @@ class GridScreen(Screen[None]):
         count, _ = incidents.open_count(state)
         badges = {"incidents": count, "moves": moves.under_way(state)}
         tabs = tuple((s, t, f"({badges[s]})" if badges.get(s) else "") for s, t in commands.TABS)
-        self.query_one("#tabs", Tabs).show_tabs(tabs, self.tab, self.trail())
+        self.query_one("#tabs", Tabs).show_tabs(tabs, self.tab)
+        trail = self.trail()
+        crumb = self.query_one("#crumb", Bar)
+        crumb.display = bool(trail)
+        crumb.show(trail)
         problem, notice = header.trouble(state), self.grid.notice
         shown = (Span(f"◌ {problem}", Tone.WARN),) if problem and not notice else notice
-        self.query_one("#status", Bar).show(shown)
+        self.query_one("#status", Bar).show(shown or self.note())
         self.query_one("#hints", Bar).show(
-            fitting(self.hint_pairs(), self.size.width - 20), hints(("?", "help"), ("q", "quit"))
+            fitting([hints(pair) for pair in self.hint_pairs()], self.size.width - 20),
+            hints(("?", "help"), ("q", "quit")),
         )
         self.refresh_body(state, now)
 

@@ -14,7 +14,7 @@ from tui.screens.base import GridModal, hints
 from tui.viewmodel import acts, commands, fleet
 from tui.viewmodel.acts import Verb
 from tui.viewmodel.table import Ref
-from tui.viewmodel.text import Span, Spans, Tone
+from tui.viewmodel.text import Span, Spans, Tone, joined
 from tui.widgets.bars import Bar
 from tui.widgets.lines import Lines
 
@@ -49,7 +49,7 @@ class HelpScreen(GridModal):
     def on_mount(self) -> None:
         lines: list[Spans] = [(Span("Keys", Tone.TITLE),)]
         lines += [(Span(f"  {key:<14}", Tone.BUSY), Span(what)) for key, what in KEYS]
-        lines += [(), (Span("Map", Tone.TITLE),), (Span("  "), *fleet.LEGEND)]
+        lines += [(), (Span("Map", Tone.TITLE),), (Span("  "), *joined(fleet.LEGEND, "  "))]
         lines += [
             (
                 Span("  ~", Tone.BAD),

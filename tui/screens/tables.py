@@ -11,7 +11,7 @@ from textual.widget import Widget
 
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import Kind
-from tui.screens.base import GridScreen
+from tui.screens.base import GridScreen, fitting
 from tui.viewmodel import acts, describe, events, fleet, incidents, jobs, moves, node, sla
 from tui.viewmodel.state import NODE, Now, State
 from tui.viewmodel.table import BadSelector, Filter, Ref, Table, filtered, parse_filter
@@ -146,12 +146,9 @@ class FleetScreen(TableScreen):
     def own_hints(self) -> tuple[tuple[str, str], ...]:
         return (("←→", "device"), ("c", f"by {self._view.colouring.next().value}"))
 
-    def trail(self) -> Spans:
-        own = super().trail()
-        room = self.size.width - 62 - len("".join(s.text for s in own))
-        if self._view.colouring is fleet.Colouring.HEALTH and room >= sum(len(s.text) for s in fleet.LEGEND):
-            return joined((own, fleet.LEGEND), "  ")
-        return own
+    def note(self) -> Spans:
+        health = self._view.colouring is fleet.Colouring.HEALTH
+        return fitting(fleet.LEGEND, self.size.width - 4) if health else ()
 
     def polls(self) -> tuple[tuple[Kind.ValueType, str], ...]:
         return ((api_pb2.KIND_DEVICE, ""),) if self._view.colouring is not fleet.Colouring.HEALTH else ()

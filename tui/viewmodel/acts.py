@@ -28,7 +28,7 @@ class Verb:
 
 CORDON = Verb("cordon", "c", "place nothing new here; what runs goes on")
 UNCORDON = Verb("uncordon", "u", "take back your own cordon", needs_reason=False)
-DRAIN_VERB = Verb("drain", "d", "move its jobs away and take it out, within the budgets", destructive=True)
+DRAIN_VERB = Verb("drain", "d", "move its jobs away, take it out (within budgets)", destructive=True)
 CANCEL = Verb("cancel drain", "c", "stop taking the device out")
 ACKNOWLEDGE = Verb("acknowledge", "a", "say that a human looks at it", needs_reason=False)
 MIGRATE = Verb("migrate", "m", "checkpoint, stop and start it elsewhere", destructive=True)

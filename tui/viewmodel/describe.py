@@ -53,7 +53,7 @@ def heading(text: str) -> Spans:
 def field(label: str, value: Spans | object, tone: Tone = Tone.PLAIN) -> Spans:
     """``label         value``."""
     spans = value if isinstance(value, tuple) else cell(value, tone)
-    return (Span(label.ljust(LABEL), Tone.KEY), *spans)
+    return (Span(f"{label:<{LABEL - 1}} ", Tone.KEY), *spans)
 
 
 def when(ms: int, now_ms: int) -> Spans:
@@ -266,7 +266,7 @@ def _incident(state: State, item: Object, now: Now) -> Lines:
         field("subject", record.subject),
         field("fault", record.fault_class),
         field("seen", f"{record.count} times, last {age(record.last_ms, now_ms)} ago"),
-        field("first evidence", when(record.observed_ms, now_ms)),
+        field("first seen", when(record.observed_ms, now_ms)),
         field("opened", when(record.opened_ms, now_ms)),
     ]
     if record.acknowledged_by:
@@ -309,14 +309,14 @@ def _drain(record: pb.DrainRecord, now_ms: int) -> Lines:
 def _migration(record: pb.MigrationRecord, now_ms: int) -> Lines:
     mark = words.mark(words.MIGRATION, record.state)
     live = mark.word not in ("done", "cancelled", "rolled back", "failed")
-    devices = ", ".join(record.target_devices)
+    target = f"{record.target_region or 'not chosen yet'} {record.target_node}".strip()
     out: Lines = [
         field("job", record.job, Tone.BUSY),
         field("state", joined((mark.spans(), moves.move_progress(record, 16)))),
         field("kind", words.mark(words.MIGRATION_KIND, record.kind).word),
         field("why", record.reason),
         field("from", f"{record.source_region or NONE} {record.source_node}".strip()),
-        field("to", f"{record.target_region or 'not chosen yet'} {record.target_node} {devices}".strip()),
+        field("to", f"{target}, {devices_of(record.target_devices)}" if record.target_devices else target),
         field("epoch", f"{_epoch(record.source_epoch)} → {_epoch(record.target_epoch)}", Tone.DIM),
         field("resumes from", f"step {record.resume_step}" if record.resume_step >= 0 else "scratch"),
         field("RPO", moves.rpo(record)),
@@ -324,6 +324,13 @@ def _migration(record: pb.MigrationRecord, now_ms: int) -> Lines:
     ]
     out += [field("refused", r, Tone.WARN) for r in record.refused]
     return [*out, (), heading("stages"), *stages(record.stages, now_ms, live)]
+
+
+def devices_of(names: Sequence[str]) -> str:
+    """Few by their slot, many by their number."""
+    if len(names) > 4:
+        return f"{len(names)} devices"
+    return " ".join(clean(name.rpartition("/")[2], 40) for name in names)
 
 
 def _epoch(value: pb.Epoch) -> str:
@@ -339,7 +346,7 @@ def _job(state: State, item: Object, now_ms: int) -> Lines:
         field("why", record.reason),
         field("wanted", word(record, "desired"), Tone.DIM),
         field("epoch", epoch(view)),
-        field("runs on", f"{owner.region} {owner.node} {', '.join(owner.devices)}".strip()),
+        field("runs on", f"{owner.region} {owner.node}, {devices_of(owner.devices)}" if owner.node else ""),
         field("step", f"{step}, {age(run.last_step_ms, now_ms)} ago" if step >= 0 else NONE),
         field("loss", number(run.last_loss, 9) if step >= 0 else NONE),
         field(

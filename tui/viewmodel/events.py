@@ -69,7 +69,7 @@ def row(state: State, item: Object, now: Now) -> Row:
             kind.spans(),
             cell(event.code or "", Tone.STRONG),
             cell(event.device or event.node),
-            cell(event.count if event.count > 1 else "", Tone.DIM),
+            cell(event.count, Tone.DIM) if event.count > 1 else (),
             cell("+".join(event.sources), Tone.DIM),
             cell(event.message),
         ),

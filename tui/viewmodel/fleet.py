@@ -11,7 +11,7 @@ from gridkeeper.v1.api_pb2 import Object
 from tui.viewmodel import words
 from tui.viewmodel.state import DEVICE, NODE, REGION, Now, State
 from tui.viewmodel.table import Column, Ref, Row, Table
-from tui.viewmodel.text import NONE, Span, Spans, Tone, cell, clean, duration, joined, span
+from tui.viewmodel.text import NONE, Span, Spans, Tone, cell, clean, duration, span
 
 
 class Colouring(enum.Enum):
@@ -38,25 +38,22 @@ CORDONED = words.Mark("cordoned", "c", Tone.INFO)
 ABSENT = words.Mark("missing", "-", Tone.BAD)
 TROUBLE = frozenset({"suspect", "degraded", "draining", "drained", "unknown", "missing"})
 
-LEGEND: Spans = joined(
-    tuple(
-        (Span(m.glyph, m.tone), Span(f" {m.word}", Tone.DIM))
-        for m in (
-            words.Mark("busy", "■", Tone.GOOD),
-            words.Mark("idle", "□", Tone.GOOD),
-            words.Mark("suspect", "s", Tone.WARN),
-            words.Mark("degraded", "d", Tone.WARN),
-            words.Mark("draining", "▼", Tone.BAD),
-            words.Mark("drained", "▽", Tone.BAD),
-            words.Mark("repair", "r", Tone.INFO),
-            words.Mark("probation", "p", Tone.INFO),
-            CORDONED,
-            words.UNKNOWN,
-            ABSENT,
-            words.Mark("retired", "×", Tone.DIM),
-        )
-    ),
-    " ",
+LEGEND: tuple[Spans, ...] = tuple(
+    (Span(m.glyph, m.tone), Span(f" {m.word}", Tone.DIM))
+    for m in (
+        words.Mark("busy", "■", Tone.GOOD),
+        words.Mark("idle", "□", Tone.GOOD),
+        words.Mark("suspect", "s", Tone.WARN),
+        words.Mark("degraded", "d", Tone.WARN),
+        words.Mark("draining", "▼", Tone.BAD),
+        words.Mark("drained", "▽", Tone.BAD),
+        words.UNKNOWN,
+        CORDONED,
+        ABSENT,
+        words.Mark("repair", "r", Tone.INFO),
+        words.Mark("probation", "p", Tone.INFO),
+        words.Mark("retired", "×", Tone.DIM),
+    )
 )
 
 
@@ -148,11 +145,11 @@ class FleetView:
         columns = (
             Column("rack", 4, rank=5, most=16),
             Column("node", 8, most=28),
-            Column("state", 13, rank=3),
+            Column("state", 13, rank=2),
             Column(f"devices by {self.colouring.value}", min(cells, 96), most=192),
             Column("use", 5, right=True, rank=1),
-            Column("jobs", 10, rank=2, most=32),
-            Column("what", 16, flex=1, rank=4),
+            Column("jobs", 10, rank=2, most=24),
+            Column("what", 16, flex=1, rank=3, wish=40),
         )
         empty = "no nodes yet: waiting for the first agent" if state.connection.synced else "waiting for the grid…"
         return Table(columns, rows, empty)

@@ -7,17 +7,19 @@ from tui.viewmodel import words
 from tui.viewmodel.moves import drain_progress, migration_line
 from tui.viewmodel.state import DRAIN, INCIDENT, MIGRATION, Now, State
 from tui.viewmodel.table import Column, Ref, Row, Table
-from tui.viewmodel.text import Spans, Tone, age, cell, duration, joined, span
+from tui.viewmodel.text import Span, Spans, Tone, age, cell, duration, joined, span
+
+SHORT = {"acknowledged": "acked"}
 
 COLUMNS = (
     Column("severity", 9),
     Column("age", 4, right=True),
-    Column("state", 14, rank=3),
+    Column("state", 10, rank=3),
     Column("subject", 12, most=28),
-    Column("fault", 6, rank=4, most=14),
-    Column("n", 3, right=True, rank=5),
-    Column("what is wrong", 18, flex=2),
-    Column("what the machine did", 18, flex=3, rank=1),
+    Column("fault", 6, rank=5, most=14),
+    Column("n", 3, right=True, rank=6),
+    Column("what is wrong", 18, flex=2, wish=26),
+    Column("what the machine did", 18, flex=3, rank=1, wish=46),
 )
 
 
@@ -61,7 +63,7 @@ def _row(state: State, item: Object, now: Now, moves: dict[str, list[Object]]) -
         cells=(
             (span(f"{severity.glyph} {severity.word}", Tone.DIM if settled else severity.tone),),
             cell(age(record.opened_ms, state.now_ms(now)), faded),
-            life.spans(),
+            (Span(f"{life.glyph} {SHORT.get(life.word, life.word)}", life.tone),),
             cell(record.subject, Tone.DIM if settled else Tone.STRONG),
             cell(record.fault_class, Tone.DIM),
             cell(record.count, Tone.DIM),

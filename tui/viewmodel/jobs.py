@@ -11,16 +11,16 @@ from tui.viewmodel.text import NONE, Span, Spans, Tone, age, cell, number, span
 COLUMNS = (
     Column("job", 12, most=32),
     Column("state", 11),
-    Column("epoch", 5, right=True, rank=4),
+    Column("epoch", 5, right=True, rank=5),
     Column("region", 6, rank=2, most=16),
     Column("node", 7, rank=1, most=24),
-    Column("dev", 3, right=True, rank=5),
+    Column("dev", 3, right=True, rank=7),
     Column("step", 7, right=True),
     Column("loss", 7, right=True, rank=3),
     Column("progress", 8, right=True, rank=4),
     Column("checkpoint", 12, right=True),
     Column("redo", 5, right=True, rank=6),
-    Column("what", 12, flex=1, rank=7),
+    Column("what", 12, flex=1, rank=3, wish=26),
 )
 
 _ORDER = ("failed", "unknown", "pending", "stopping", "starting", "running", "stopped", "succeeded")

@@ -14,13 +14,13 @@ from tui.viewmodel.text import NONE, Span, Spans, Tone, age, cell, duration, joi
 COLUMNS = (
     Column("what", 14, most=30),
     Column("state", 16, most=18),
-    Column("progress", 11, rank=3),
+    Column("progress", 11, rank=4),
     Column("from → to", 13, rank=1, most=34),
     Column("age", 4, right=True),
-    Column("took", 8, right=True, rank=4),
+    Column("took", 8, right=True, rank=6),
     Column("RPO", 8, right=True, rank=2, most=20),
     Column("RTO", 7, right=True, rank=2),
-    Column("why", 16, flex=1, rank=5),
+    Column("why", 12, flex=1, rank=3, wish=16),
 )
 
 _PLANNED = (
@@ -87,7 +87,7 @@ def rpo(record: pb.MigrationRecord) -> str:
     if record.rpo_steps == 0:
         return "none"
     steps = f"{record.rpo_steps} step" + ("s" if record.rpo_steps != 1 else "")
-    return f"{steps} {duration(record.rpo_ms)}" if record.rpo_ms > 0 else steps
+    return f"{steps}, {duration(record.rpo_ms)}" if record.rpo_ms > 0 else steps
 
 
 def rto(record: pb.MigrationRecord) -> str:

@@ -18,10 +18,14 @@ class Ref:
     name: str
 
 
+LUXURY = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """``least``: never narrower while shown. ``flex``: share of the width that is left. ``rank``: columns with the
-    highest rank are left out first when there is no room; 0 stays always."""
+    highest rank are left out first when there is no room; 0 stays always. ``wish``: columns of rank ``LUXURY`` and more
+    are left out also to give this one so much."""
 
     title: str
     least: int
@@ -29,6 +33,7 @@ class Column:
     rank: int = 0
     right: bool = False
     most: int = 40
+    wish: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +139,18 @@ def layout(columns: Sequence[Column], content: Sequence[int], available: int, ga
     ]
     shown = list(range(len(columns)))
 
-    def total() -> int:
-        return sum(wanted[i] for i in shown) + gap * (len(shown) - 1)
+    def total(wishes: bool) -> int:
+        sizes = (max(wanted[i], columns[i].wish) if wishes else wanted[i] for i in shown)
+        return sum(sizes) + gap * (len(shown) - 1)
 
-    while total() > available and len(shown) > 1:
-        optional = [i for i in shown if columns[i].rank > 0]
-        if not optional:
-            break
-        shown.remove(max(optional, key=lambda i: (columns[i].rank, i)))
+    for wishes, least_rank in ((True, LUXURY), (False, 1)):
+        while total(wishes) > available:
+            optional = [i for i in shown if columns[i].rank >= least_rank]
+            if not optional or len(shown) == 1:
+                break
+            shown.remove(max(optional, key=lambda i: (columns[i].rank, i)))
     widths = {i: wanted[i] for i in shown}
-    spare = available - total()
+    spare = available - total(wishes=False)
     if spare < 0:  # only the columns that stay always are left: they give way from the right
         for i in reversed(shown):
             give = min(widths[i] - 1, -spare)

@@ -51,7 +51,7 @@ class Tabs(Bar):
         super().__init__(id=id)
         self._zones: tuple[tuple[int, int, str], ...] = ()
 
-    def show_tabs(self, tabs: tuple[tuple[str, str, str], ...], active: str, trail: Spans) -> None:
+    def show_tabs(self, tabs: tuple[tuple[str, str, str], ...], active: str) -> None:
         """``tabs``: (screen, title, badge)."""
         spans: tuple[Span, ...] = ()
         zones: tuple[tuple[int, int, str], ...] = ()
@@ -63,7 +63,7 @@ class Tabs(Bar):
             spans += (Span(f"▎{index}" if here else f" {index}", Tone.TITLE if here else Tone.DIM), Span(text, tone))
             zones += ((start + 1, width(spans) + 1, screen),)
         self._zones = zones
-        self.show(spans, trail)
+        self.show(spans)
 
     def on_click(self, event: events.Click) -> None:
         for start, end, screen in self._zones:
