@@ -2,56 +2,46 @@
 
 from __future__ import annotations
 
-import enum
-
 import grpc
 
 from controlplane.rpc.refusal import Refusal
+from gridkeeper.identity.spiffe import Identity, Kind, UserRole
 
+RANK: dict[UserRole, int] = {UserRole.VIEWER: 1, UserRole.OPERATOR: 2, UserRole.ADMIN: 3}
+"""Each role includes those of a lower rank."""
 
-class Role(enum.IntEnum):
-    """Each includes the ones before it."""
-
-    VIEWER = 1
-    OPERATOR = 2
-    ADMIN = 3
-
-    @property
-    def word(self) -> str:
-        return self.name.lower()
-
-
-NEEDS: dict[str, Role] = {
-    "List": Role.VIEWER,
-    "Get": Role.VIEWER,
-    "Watch": Role.VIEWER,
-    "Explain": Role.VIEWER,
-    "JobLogs": Role.VIEWER,
-    "SlaStatus": Role.VIEWER,
-    "Info": Role.VIEWER,
-    "Cordon": Role.OPERATOR,
-    "Uncordon": Role.OPERATOR,
-    "Drain": Role.OPERATOR,
-    "CancelDrain": Role.OPERATOR,
-    "AckIncident": Role.OPERATOR,
-    "SubmitJob": Role.OPERATOR,
-    "StopJob": Role.OPERATOR,
-    "MigrateJob": Role.OPERATOR,
+NEEDS: dict[str, UserRole] = {
+    "List": UserRole.VIEWER,
+    "Get": UserRole.VIEWER,
+    "Watch": UserRole.VIEWER,
+    "Explain": UserRole.VIEWER,
+    "JobLogs": UserRole.VIEWER,
+    "SlaStatus": UserRole.VIEWER,
+    "Info": UserRole.VIEWER,
+    "Cordon": UserRole.OPERATOR,
+    "Uncordon": UserRole.OPERATOR,
+    "Drain": UserRole.OPERATOR,
+    "CancelDrain": UserRole.OPERATOR,
+    "AckIncident": UserRole.OPERATOR,
+    "SubmitJob": UserRole.OPERATOR,
+    "StopJob": UserRole.OPERATOR,
+    "MigrateJob": UserRole.OPERATOR,
 }
-"""Every RPC of ``Grid``; one that is missing here cannot be served (``server.handlers``)."""
+"""Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
 
 
-def authorise(rpc: str, who: str, role: Role | None) -> None:
-    """Raises ``Refusal`` unless ``role`` may call ``rpc``. ``role`` None: a certificate that is no person's or
-    program's (a node's, a replica's)."""
+def authorise(rpc: str, identity: Identity) -> UserRole:
+    """The caller's role. Raises ``Refusal`` unless it may call ``rpc``; only users may call Grid."""
+    role = identity.role
+    if identity.kind is not Kind.USER or role is None:
+        raise Refusal(
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"{identity} may not call {rpc}: its certificate is a {identity.kind}'s; use one issued to a user",
+        )
     need = NEEDS[rpc]
-    if role is None:
+    if RANK[role] < RANK[need]:
         raise Refusal(
             grpc.StatusCode.PERMISSION_DENIED,
-            f"{who} may not call the Grid API: its certificate is not a user's; use one issued to a user",
+            f"{identity} has the role {role}, and {rpc} needs {need}; ask for a certificate with that role",
         )
-    if role < need:
-        raise Refusal(
-            grpc.StatusCode.PERMISSION_DENIED,
-            f"{who} has the role {role.word}, and {rpc} needs {need.word}; ask for a certificate with that role",
-        )
+    return role

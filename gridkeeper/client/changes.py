@@ -102,7 +102,7 @@ class Merger:
             del source.objects[key]
         back = bool(source.lost)
         source.listing, source.answered, source.lost, source.seen = False, True, "", set()
-        changes = self._settle(self._global_keys() if back else gone)
+        changes = self._settle([*gone, *self._global_keys()] if back else gone)
         return [*changes, *self._announce()]
 
     def lost(self, region: RegionId, sentence: str) -> list[Change]:

@@ -1,0 +1,171 @@
+"""Pure: what a human's wish becomes. Each function looks at the newest state and returns one decision, or says that
+there is nothing to do; it raises ``Refusal`` when the wish cannot be granted."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import grpc
+
+from controlplane.rpc.refusal import Refusal, invalid, not_found, precondition
+from gridkeeper.decision import Decision, Draft, Now, guards_of
+from gridkeeper.ids import DeviceId, DrainId, IncidentId, JobId, MigrationId, NodeId
+from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.records.common import Desired
+from gridkeeper.records.faults import DrainRequestRecord, DrainState, IncidentState
+from gridkeeper.records.fleet import HealthState
+from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobSpec, JobState
+from gridkeeper.snapshot import GlobalState, RegionState
+
+MAX_REASON = 500
+OUT = frozenset({HealthState.DRAINING, HealthState.DRAINED, HealthState.REPAIRING, HealthState.RETIRED})
+OVER = frozenset({DrainState.DRAINED, DrainState.REFUSED, DrainState.CANCELLED, DrainState.FAILED, DrainState.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``decision`` None: it is so already. ``objects``: ``<kind>/<name>``."""
+
+    sentence: str
+    objects: tuple[str, ...]
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Who wants it, why, and the trace that everything which follows from it carries."""
+
+    actor: str
+    reason: str
+    trace: str
+
+
+def checked_reason(reason: str) -> str:
+    """One line of text; empty becomes "by hand". Raises ``Refusal``."""
+    reason = reason.strip()
+    if len(reason) > MAX_REASON:
+        raise invalid(f"reason: {len(reason)} characters; use at most {MAX_REASON}")
+    if not reason.isprintable():
+        raise invalid("reason: it holds line breaks or control characters; write one line")
+    return reason or "by hand"
+
+
+def devices_of(target: str, region: RegionState) -> tuple[DeviceId, ...]:
+    """The devices that ``target`` (a node or a device of this region) names. Raises ``Refusal``."""
+    where = f"in region {region.region}"
+    if not target:
+        raise invalid("target: it is empty; name a node, or a device as <node>/<slot>")
+    if "/" in target:
+        if DeviceId(target) not in region.devices:
+            raise not_found("device", target, region.devices.keys(), where)
+        return (DeviceId(target),)
+    if NodeId(target) not in region.nodes:
+        raise not_found("node", target, region.nodes.keys(), where)
+    return tuple(sorted(name for name, device in region.devices.items() if device.record.node == target))
+
+
+def reference_of(target: str) -> str:
+    return f"device/{target}" if "/" in target else f"node/{target}"
+
+
+def drain(target: str, wish: Wish, region: RegionState, now: Now) -> Plan:
+    """A drain request per device that is not on its way out; the region's leader plans each under the budgets."""
+    devices = devices_of(target, region)
+    if not devices:
+        raise precondition(f"target: node {target} has no devices to drain; cordon it instead")
+    keys, draft = RegionKeys(region.region), Draft()
+    asked: list[DeviceId] = []
+    for device in devices:
+        health = region.health.get(device)
+        if device in region.drain_requests or (health and health.record.state in OUT):
+            continue
+        record = DrainRequestRecord(device, wish.actor, wish.reason, now.ledger_ms, wish.trace)
+        draft.put(keys.drain_request(device), record, None)
+        asked.append(device)
+    objects = tuple(f"device/{device}" for device in devices)
+    if not asked:
+        states = {h.record.state.value for device in devices if (h := region.health.get(device))}
+        return Plan(f"{target} is already asked for or out ({', '.join(sorted(states))})", objects)
+    already = f"; {len(devices) - len(asked)} were asked for or out before" if len(asked) < len(devices) else ""
+    sentence = f"drain of {target} asked for ({len(asked)} devices){already}: {wish.reason}"
+    guards = guards_of((keys.device(device), region.devices[device]) for device in asked)
+    decision = Decision(
+        "drain.request", sentence, draft.writes(), guards, reference_of(target), (wish.actor,), wish.trace
+    )
+    return Plan(f"{sentence}; the region's leader plans it within the budgets", objects, decision)
+
+
+def ack_incident(name: str, wish: Wish, region: RegionState) -> Plan:
+    held = region.incidents.get(IncidentId(name))
+    if held is None:
+        raise not_found("incident", name, region.incidents.keys(), f"in region {region.region}")
+    incident, objects = held.record, (f"incident/{name}",)
+    if incident.state is IncidentState.RESOLVED:
+        raise precondition(f"incident {name} is resolved already ({incident.resolution}); nothing is left to do")
+    if incident.state is IncidentState.ACKNOWLEDGED:
+        return Plan(f"incident {name} is acknowledged already, by {incident.acknowledged_by}", objects)
+    draft = Draft()
+    record = dataclasses.replace(incident, state=IncidentState.ACKNOWLEDGED, acknowledged_by=wish.actor)
+    draft.put(RegionKeys(region.region).incident(name), record, held)
+    sentence = f"incident {name} acknowledged by {wish.actor}: {wish.reason}"
+    decision = Decision("incident.ack", sentence, draft.writes(), (), objects[0], incident.findings, incident.trace)
+    return Plan(sentence, objects, decision)
+
+
+def drain_named(name: str, region: RegionState) -> DrainId:
+    """Raises ``Refusal``."""
+    if name not in region.drains:
+        raise not_found("drain", name, region.drains.keys(), f"in region {region.region}")
+    return DrainId(name)
+
+
+def submit_job(spec: JobSpec, wish: Wish, world: GlobalState, now: Now) -> Plan:
+    """Submitting the same spec again changes nothing; another one under the same name is refused."""
+    objects = (f"job/{spec.name}",)
+    held = world.jobs.get(spec.name)
+    if held is not None:
+        if held.record.spec != spec:
+            fields = ", ".join(
+                field.name
+                for field in dataclasses.fields(JobSpec)
+                if getattr(spec, field.name) != getattr(held.record.spec, field.name)
+            )
+            raise Refusal(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"spec.name: there is a job {spec.name} with another spec (differs in {fields}); use another name",
+            )
+        state = held.record.state
+        hint = "; submit it under another name to run it again" if state in TERMINAL_JOB else ""
+        return Plan(f"job {spec.name} is submitted already and is {state.value}{hint}", objects)
+    record = JobRecord(
+        spec=spec,
+        state=JobState.PENDING,
+        desired=Desired.RUN,
+        reason=f"submitted by {wish.actor}",
+        submitted_by=wish.actor,
+        submitted_ms=now.ledger_ms,
+        migration=MigrationId(""),
+        restarts=0,
+        ended_ms=0,
+        trace=wish.trace,
+    )
+    draft = Draft()
+    draft.put(KEYS.job(spec.name), record, None)
+    sentence = f"job {spec.name} submitted: {spec.devices} devices, {' '.join(spec.command)[:120]}"
+    return Plan(sentence, objects, Decision("job.submit", sentence, draft.writes(), (), objects[0], (), wish.trace))
+
+
+def stop_job(name: str, wish: Wish, world: GlobalState) -> Plan:
+    held = world.jobs.get(JobId(name))
+    if held is None:
+        raise not_found("job", name, world.jobs.keys(), "in the grid")
+    objects = (f"job/{name}",)
+    job = held.record
+    if job.state in TERMINAL_JOB or job.desired is Desired.STOP:
+        over = job.state.value if job.state in TERMINAL_JOB else "being stopped"
+        return Plan(f"job {name} is {over} already", objects)
+    draft = Draft()
+    sentence = f"job {name} is to stop: {wish.reason}"
+    draft.put(KEYS.job(JobId(name)), dataclasses.replace(job, desired=Desired.STOP, reason=sentence), held)
+    return Plan(sentence, objects, Decision("job.stop", sentence, draft.writes(), (), objects[0], (), job.trace))

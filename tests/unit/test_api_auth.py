@@ -1,0 +1,47 @@
+"""Nobody without a right: every RPC of the API against every role and every kind of certificate."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from controlplane.rpc.auth import NEEDS, RANK, authorise
+from controlplane.rpc.refusal import Refusal
+from gridkeeper.identity import spiffe
+from gridkeeper.identity.spiffe import Identity, UserRole
+from gridkeeper.v1 import api_pb2
+
+RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
+READS = {"List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info"}
+
+
+def test_the_table_names_every_rpc_and_no_other() -> None:
+    assert sorted(NEEDS) == RPCS
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize("role", list(UserRole))
+def test_a_viewer_reads_and_an_operator_acts(rpc: str, role: UserRole) -> None:
+    allowed = rpc in READS or role in (UserRole.OPERATOR, UserRole.ADMIN)
+    identity = spiffe.user("ann", role)
+    if allowed:
+        assert authorise(rpc, identity) is role
+        return
+    with pytest.raises(Refusal, match=f"user/ann has the role {role}, and {rpc} needs operator") as refused:
+        authorise(rpc, identity)
+    assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize(
+    "identity", [spiffe.node("east", "east-1"), spiffe.replica("east", "east-a"), spiffe.store("etcd-1")], ids=str
+)
+def test_machines_may_call_nothing(rpc: str, identity: Identity) -> None:
+    with pytest.raises(Refusal, match="use one issued to a user") as refused:
+        authorise(rpc, identity)
+    assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_every_role_has_a_rank() -> None:
+    assert sorted(RANK) == sorted(UserRole)
+    assert RANK[UserRole.VIEWER] < RANK[UserRole.OPERATOR] < RANK[UserRole.ADMIN]
