@@ -75,6 +75,7 @@ class GlobalState:
 
     revision: Revision = ABSENT
     fresh: bool = True
+    generation: int = 1  # of the store (its meta record); an epoch begins with it
     jobs: Mapping[JobId, Versioned[JobRecord]] = field(default_factory=dict)
     ownership: Mapping[JobId, Versioned[OwnershipRecord]] = field(default_factory=dict)
     runs: Mapping[str, Versioned[RunRecord]] = field(default_factory=dict)

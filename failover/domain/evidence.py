@@ -1,0 +1,75 @@
+"""What a region knows about why a job stopped: its devices' incidents and drains. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.records.common import Scope, Severity
+from gridkeeper.records.faults import DrainRecord, DrainState, IncidentRecord, IncidentState
+from gridkeeper.snapshot import RegionState
+
+BEFORE_EXIT_MS = 60_000
+"""Evidence up to this long before an exit explains it; older evidence is another story."""
+
+EVACUATING = frozenset({DrainState.ADMITTED, DrainState.EVACUATING})
+UNDER_WAY = frozenset({DrainState.PLANNED, *EVACUATING})
+TOOK_EFFECT = frozenset({*UNDER_WAY, DrainState.DRAINED, DrainState.EXPIRED})
+GRAVE = frozenset({Severity.ERROR, Severity.FATAL})
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """``fault_ms``: ledger time of the first sign of the fault, never later than the exit. Both None: none found."""
+
+    incident: IncidentRecord | None
+    drain: DrainRecord | None
+    fault_ms: int
+
+    @property
+    def of_device(self) -> bool:
+        """A device (or its node) is to blame, not the job."""
+        return self.incident is not None or self.drain is not None
+
+
+def of_exit(state: RegionState, node: NodeId, devices: tuple[DeviceId, ...], ended_ms: int) -> Evidence:
+    """What explains that a job on these devices ended at ``ended_ms``. Evidence that arrived after the exit counts
+    too: a process often dies before the driver reports why."""
+    incidents = [i for i in open_incidents(state, node, devices) if i.last_ms >= ended_ms - BEFORE_EXIT_MS]
+    drains = [
+        d
+        for d in drains_on(state, devices)
+        if d.state in UNDER_WAY or (d.state in TOOK_EFFECT and d.planned_ms >= ended_ms - BEFORE_EXIT_MS)
+    ]
+    incident = max(incidents, key=lambda i: (i.observed_ms, i.id), default=None)
+    drain = max(drains, key=lambda d: (d.planned_ms, d.id), default=None)
+    seen = [i.observed_ms if i.observed_ms >= ended_ms - BEFORE_EXIT_MS else i.last_ms for i in incidents]
+    return Evidence(incident, drain, min([*seen, ended_ms]))
+
+
+def open_incidents(state: RegionState, node: NodeId, devices: tuple[DeviceId, ...]) -> Iterator[IncidentRecord]:
+    """Unresolved incidents on the node or these devices that speak of failing hardware, in order of id."""
+    subjects = {str(node), *devices}
+    for _, incident in sorted(state.incidents.items()):
+        record = incident.record
+        if record.subject in subjects and record.state is not IncidentState.RESOLVED and _of_hardware(state, record):
+            yield record
+
+
+def _of_hardware(state: RegionState, incident: IncidentRecord) -> bool:
+    """A process that crashed by its own doing leaves findings of process scope, and no more. Memory errors are the
+    device's even when the driver contained them to one process."""
+    if incident.severity not in GRAVE:
+        return False
+    findings = [state.findings[f].record for f in incident.findings if f in state.findings]
+    if not findings:
+        return True
+    return any(f.scope is not Scope.PROCESS or f.fault_class == "memory" for f in findings)
+
+
+def drains_on(state: RegionState, devices: tuple[DeviceId, ...]) -> Iterator[DrainRecord]:
+    """Drains of these devices, in order of id."""
+    for _, drain in sorted(state.drains.items()):
+        if drain.record.device in devices:
+            yield drain.record

@@ -1,0 +1,247 @@
+"""Which devices of a region a job may be given. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from failover.domain.evidence import open_incidents
+from failover.domain.indexes import living_owners
+from gridkeeper.decision import Guard, Versioned, guards_of
+from gridkeeper.ids import DeviceId, JobId, NodeId
+from gridkeeper.keys import RegionKeys
+from gridkeeper.records.faults import DrainState
+from gridkeeper.records.fleet import HealthState, NodeState
+from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, ReservationRecord
+from gridkeeper.snapshot import GlobalState, RegionState
+from gridkeeper.timings import Timings
+
+BARRED_BY_DRAIN = frozenset(
+    {DrainState.PLANNED, DrainState.ADMITTED, DrainState.EVACUATING, DrainState.REFUSED, DrainState.EXPIRED}
+)
+"""A drain in one of these states keeps new work off its device; a refused one too (rule 7)."""
+
+FUTURE = 1 << 62
+"""Later than every revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """All of a job's devices, on one node."""
+
+    node: NodeId
+    devices: tuple[DeviceId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Why there is no place, as a sentence."""
+
+    sentence: str
+
+
+def barred(state: RegionState, device: DeviceId) -> str:
+    """Why nothing new is placed on this device; "" if it may be. What is missing or does not decode is unknown, and
+    unknown is not healthy."""
+    return _out(state, device, frozenset({HealthState.HEALTHY}))
+
+
+def usable(state: RegionState, device: DeviceId) -> bool:
+    """It can run work: as ``barred``, but a suspect device still counts."""
+    return not _out(state, device, frozenset({HealthState.HEALTHY, HealthState.SUSPECT}))
+
+
+def _out(state: RegionState, device: DeviceId, good: frozenset[HealthState]) -> str:
+    record = state.devices.get(device)
+    if record is None:
+        return "it is not in the inventory"
+    node = record.record.node
+    unread = state.suspect_keys and state.suspect_keys.intersection(relied_keys(RegionKeys(state.region), node, device))
+    if unread:
+        return f"{min(unread)} does not decode"
+    liveness = state.liveness.get(node)
+    if liveness is None or liveness.record.state is not NodeState.ALIVE:
+        return f"node {node} is {liveness.record.state.value if liveness else 'not known to be alive'}"
+    for target in (str(node), str(device)):
+        if target in state.cordons:
+            return f"{target} is cordoned"
+    if not record.record.present:
+        return "it is missing"
+    health = state.health.get(device)
+    if health is None or health.record.state not in good:
+        return f"it is {health.record.state.value if health else 'of unknown health'}"
+    if health.record.uuid and record.record.uuid != health.record.uuid:
+        return "another card than the one that was judged is in it"
+    return ""
+
+
+def relied_keys(keys: RegionKeys, node: NodeId, device: DeviceId) -> tuple[str, ...]:
+    """The keys that ``barred`` reads, as far as their change must undo a placement."""
+    return (
+        keys.liveness(node),
+        keys.cordon(node),
+        keys.cordon(device),
+        keys.device(device),
+        keys.health(device),
+    )
+
+
+def relied_guards(state: RegionState, place: Place) -> tuple[Guard, ...]:
+    """Guards on everything that made these devices eligible."""
+    keys = RegionKeys(state.region)
+    pairs: list[tuple[str, Versioned[object] | None]] = [
+        (keys.liveness(place.node), state.liveness.get(place.node)),
+        (keys.cordon(place.node), state.cordons.get(place.node)),
+    ]
+    for device in place.devices:
+        pairs += [
+            (keys.cordon(device), state.cordons.get(device)),
+            (keys.device(device), state.devices.get(device)),
+            (keys.health(device), state.health.get(device)),
+        ]
+    return guards_of(pairs)
+
+
+def drained_devices(state: RegionState) -> frozenset[DeviceId]:
+    """Devices that a drain keeps new work off."""
+    return frozenset(d.record.device for d in state.drains.values() if d.record.state in BARRED_BY_DRAIN)
+
+
+def eligible(state: RegionState) -> dict[NodeId, list[DeviceId]]:
+    """Devices that may take new work, taken or not, by node, in order of the nodes' names."""
+    drained = drained_devices(state)
+    nodes: dict[NodeId, list[DeviceId]] = {}
+    for device, record in state.devices.items():
+        if device not in drained and not barred(state, device):
+            nodes.setdefault(record.record.node, []).append(device)
+    return dict(sorted(nodes.items()))
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """``gpu10`` after ``gpu9``."""
+    parts: list[tuple[int, str]] = []
+    digits = ""
+    for char in f"{name}\0":
+        if char.isdigit():
+            digits += char
+            continue
+        if digits:
+            parts.append((int(digits), ""))
+            digits = ""
+        parts.append((-1, char))
+    return tuple(parts)
+
+
+@dataclass(slots=True)
+class Holders:
+    """Who holds each device, and since which revision of the region's store. An owner whose processes may be alive
+    holds since 0: nothing comes before it. Of two reservations the earlier one holds: offers are made in the order of
+    revisions, so the later one was never offered."""
+
+    by_device: dict[DeviceId, dict[JobId, int]] = field(default_factory=dict)
+
+    def add(self, job: JobId, devices: tuple[DeviceId, ...], since: int) -> None:
+        for device in devices:
+            held = self.by_device.setdefault(device, {})
+            held[job] = min(held.get(job, since), since)
+
+    def drop(self, job: JobId, devices: tuple[DeviceId, ...]) -> None:
+        """Its reservation is given up; a living owner's hold stays."""
+        for device in devices:
+            if self.by_device.get(device, {}).get(job):
+                del self.by_device[device][job]
+
+    def others(self, device: DeviceId, job: JobId, before: int = FUTURE) -> list[JobId]:
+        """Other jobs that hold it since before ``before``."""
+        return sorted(j for j, since in self.by_device.get(device, {}).items() if j != job and since < before)
+
+
+def occupied(state: RegionState, world: GlobalState, mono_ms: int, timings: Timings) -> Holders:
+    """Jobs with a reservation, and jobs whose owning epoch may still be alive here."""
+    holders = Holders()
+    for job, reservation in state.reservations.items():
+        holders.add(job, reservation.record.devices, reservation.revision)
+    for ownership in living_owners(world, mono_ms, timings):
+        if ownership.record.region == state.region:
+            holders.add(ownership.record.job, ownership.record.devices, 0)
+    return holders
+
+
+def blamed(state: RegionState, world: GlobalState, migration: MigrationRecord) -> frozenset[DeviceId]:
+    """Source devices that this migration must not come back to: those with an open incident, and all of them when the
+    job is to leave while it runs. (What a drain takes out is barred for everybody.)"""
+    owner = world.ownership.get(migration.job)
+    if owner is None or owner.record.region != state.region or migration.kind is MigrationKind.START:
+        return frozenset()
+    if migration.kind is MigrationKind.PLANNED:
+        return frozenset(owner.record.devices)
+    suspects = {i.subject for i in open_incidents(state, owner.record.node, owner.record.devices)}
+    if owner.record.node in suspects:
+        return frozenset(owner.record.devices)
+    return frozenset(d for d in owner.record.devices if d in suspects)
+
+
+def find_place(
+    state: RegionState,
+    world: GlobalState,
+    spec: JobSpec,
+    migration: MigrationRecord,
+    candidates: Mapping[NodeId, list[DeviceId]],
+    holders: Holders,
+) -> Place | NoRoom:
+    """Devices for the whole gang on one node. ``candidates``: see ``eligible``.
+
+    Among the nodes with room: not the source node, then fewest open incidents, then the fewest free devices left over
+    (so that large gaps stay together), then by name.
+    """
+    excluded = blamed(state, world, migration)
+    owner = world.ownership.get(migration.job)
+    source_node = owner.record.node if owner is not None and owner.record.region == state.region else ""
+    need = max(1, spec.devices)
+    best: tuple[tuple[int, int, int, str], Place] | None = None
+    most = 0
+    for node, devices in candidates.items():
+        free = [
+            d
+            for d in devices
+            if d not in excluded
+            and not holders.others(d, migration.job)
+            and holders.by_device.get(d, {}).get(migration.job) != 0
+            and (not spec.model or state.devices[d].record.model == spec.model)
+        ]
+        most = max(most, len(free))
+        if len(free) < need:
+            continue
+        chosen = tuple(sorted(free, key=_natural)[:need])
+        troubled = sum(1 for _ in open_incidents(state, node, chosen))
+        score = (int(node == source_node), troubled, len(free) - len(chosen), str(node))
+        if best is None or score < best[0]:
+            best = (score, Place(node, chosen))
+    if best is not None:
+        return best[1]
+    model = f" of model {spec.model}" if spec.model else ""
+    return NoRoom(f"no node of {state.region} has {need} free healthy devices{model} together (most: {most})")
+
+
+def unfit(
+    state: RegionState,
+    spec: JobSpec,
+    reservation: Versioned[ReservationRecord],
+    holders: Holders,
+    excluded: frozenset[DeviceId],
+) -> str:
+    """Why a reservation that no epoch uses yet is no longer good; "" if it is."""
+    record = reservation.record
+    if len(record.devices) != max(1, spec.devices):
+        return f"{len(record.devices)} devices are reserved, {spec.devices} are needed"
+    drained = drained_devices(state)
+    for device in record.devices:
+        why = barred(state, device) or ("a drain keeps new work off it" if device in drained else "")
+        if why:
+            return f"{device}: {why}"
+        if device in excluded:
+            return f"{device}: the job is to leave it"
+        others = holders.others(device, record.job, reservation.revision)
+        if others:
+            return f"{device}: {', '.join(others)} holds it"
+    return ""

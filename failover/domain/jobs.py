@@ -1,0 +1,229 @@
+"""The life of each job: its start, its end, and a human's stop. Pure; decided by the global leader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from failover.domain.births import Cause, begin, ended
+from failover.domain.indexes import (
+    LANDED,
+    active_migrations,
+    confirmed_stopped,
+    released,
+    run_key,
+    run_of,
+    succeeded,
+    unreadable,
+)
+from failover.domain.targets import Wait, seek_target
+from gridkeeper.decision import Decision, Draft, Guard, Now, Put, Versioned, guards_of
+from gridkeeper.keys import KEYS
+from gridkeeper.records.common import Desired
+from gridkeeper.records.jobs import (
+    TERMINAL_JOB,
+    JobRecord,
+    JobState,
+    MigrationKind,
+    MigrationRecord,
+    MigrationState,
+    OwnershipRecord,
+    Revoke,
+    RunPhase,
+    RunRecord,
+)
+from gridkeeper.snapshot import GlobalState, Settings
+
+Owner = Versioned[OwnershipRecord]
+Run = Versioned[RunRecord]
+Migration = Versioned[MigrationRecord]
+
+
+def decide_jobs(world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """At most one decision per job."""
+    if not world.fresh:
+        return ()
+    active = active_migrations(world)
+    decisions: list[Decision] = []
+    for job, record in sorted(world.jobs.items()):
+        if record.record.state in TERMINAL_JOB or unreadable(world, job):
+            continue
+        decision = _one(world, settings, now, record, active.get(job))
+        if decision is not None:
+            decisions.append(decision)
+    return tuple(decisions)
+
+
+def _one(
+    world: GlobalState, settings: Settings, now: Now, job: Versioned[JobRecord], active: Migration | None
+) -> Decision | None:
+    name = job.record.spec.name
+    owner = world.ownership.get(name)
+    run = run_of(world, name, owner.record.epoch) if owner else None
+    if owner is not None and succeeded(run):
+        return _succeed(job, owner, run, active, now)
+    if job.record.desired is Desired.STOP:
+        return _stop(settings, now, job, owner, run, active)
+    if owner is None:
+        return _start(world, settings, now, job, active)
+    if active is None and job.record.restarts > job.record.spec.max_restarts and confirmed_stopped(run):
+        return _fail(job, owner, run, now)
+    if active is None and owner.record.desired is Desired.STOP:
+        # It was stopped by a migration or a human, and a human wants it to run: from its newest checkpoint, at a new
+        # epoch.
+        cause = Cause(MigrationKind.START, f"{name} is wanted to run again", now.ledger_ms, trace=job.record.trace)
+        return begin(world, job, owner, cause, now, guards_of([(run_key(name, owner.record.epoch), run)]))
+    state, reason = _seen(world, settings, now, job, owner, run, active)
+    return _told(job, owner, run, state, reason)
+
+
+def _start(
+    world: GlobalState, settings: Settings, now: Now, job: Versioned[JobRecord], active: Migration | None
+) -> Decision | None:
+    if active is None:
+        requested = f"{job.record.submitted_by} submitted it" if job.record.submitted_by else "it was submitted"
+        cause = Cause(MigrationKind.START, requested, now.ledger_ms, trace=job.record.trace)
+        return begin(world, job, None, cause, now)
+    reason = _waiting(world, settings, now, job, active) or "its devices are being found"
+    return _told(job, None, None, JobState.PENDING, reason)
+
+
+def _waiting(world: GlobalState, settings: Settings, now: Now, job: Versioned[JobRecord], active: Migration) -> str:
+    """What an active migration waits for, if it is room."""
+    if active.record.state in LANDED or active.record.state is MigrationState.STOPPING:
+        return ""
+    target = seek_target(world, job.record.spec, active, settings.timings, now)
+    return target.sentence if isinstance(target, Wait) else ""
+
+
+def _seen(
+    world: GlobalState,
+    settings: Settings,
+    now: Now,
+    job: Versioned[JobRecord],
+    owner: Owner,
+    run: Run | None,
+    active: Migration | None,
+) -> tuple[JobState, str]:
+    """State and reason of a job that is owned and wanted. The reason holds no ages: it changes only with its facts."""
+    epoch, node = owner.record.epoch, owner.record.node
+    moving = f"migration {active.record.id} moves it" if active else "no migration yet"
+    waiting = _waiting(world, settings, now, job, active) if active else ""
+    if waiting:
+        moving = f"{moving}, {waiting}"
+    if run is None:
+        return JobState.STARTING, f"epoch {epoch} is to start on {node}; {moving}"
+    match run.record.phase:
+        case RunPhase.RUNNING if owner.record.desired is Desired.RUN and owner.record.revoke is None:
+            leaving = f"; {moving}" if active and active.record.state not in LANDED else ""
+            return JobState.RUNNING, f"epoch {epoch} runs on {node}{leaving}"
+        case RunPhase.STARTING:
+            return JobState.STARTING, f"epoch {epoch} starts on {node}; {moving}"
+        case RunPhase.RUNNING | RunPhase.STOPPING:
+            return JobState.STOPPING, f"epoch {epoch} is being stopped on {node}; {moving}"
+        case RunPhase.EXITED:
+            return JobState.STARTING, f"epoch {epoch} ended on {node}; {moving}"
+
+
+def _told(
+    job: Versioned[JobRecord], owner: Owner | None, run: Run | None, state: JobState, reason: str
+) -> Decision | None:
+    """Write state and reason if they are new."""
+    if (job.record.state, job.record.reason) == (state, reason):
+        return None
+    name = job.record.spec.name
+    put = Put(KEYS.job(name), replace(job.record, state=state, reason=reason), job.revision)
+    guards = list(guards_of([(KEYS.ownership(name), owner)]))
+    if owner is not None:
+        guards += guards_of([(run_key(name, owner.record.epoch), run)])
+    changed = job.record.state is not state
+    sentence = f"{name} is {state.value}: {reason}"
+    return Decision("job.state", sentence, (put,), tuple(guards), f"job/{name}", (), job.record.trace, audit=changed)
+
+
+def _stop(
+    settings: Settings,
+    now: Now,
+    job: Versioned[JobRecord],
+    owner: Owner | None,
+    run: Run | None,
+    active: Migration | None,
+) -> Decision | None:
+    """A human's stop wins over everything: migrations are cancelled, and the job counts as stopped when its processes
+    are confirmed gone or fenced."""
+    name = job.record.spec.name
+    if owner is None:
+        return _end(job, None, None, active, JobState.STOPPED, "stopped before it ever started", now)
+    over = released(owner, run, now.mono_ms, settings.timings)
+    if owner.record.desired is not Desired.STOP or active is not None:
+        draft = Draft()
+        if owner.record.desired is not Desired.STOP:
+            draft.put(KEYS.ownership(name), replace(owner.record, desired=Desired.STOP), owner)
+        reason = f"epoch {owner.record.epoch} on {owner.record.node} is asked to stop"
+        draft.put(KEYS.job(name), replace(job.record, state=JobState.STOPPING, reason=reason), job)
+        if active is not None:
+            _close(draft, active, MigrationState.CANCELLED, f"{name} is to stop", now)
+        sentence = f"{name} is to stop: {reason}"
+        guards = guards_of([(KEYS.ownership(name), owner)])
+        return Decision("executor.stop", sentence, draft.writes(), guards, f"job/{name}", (), job.record.trace)
+    if over:
+        return _end(job, owner, run, None, JobState.STOPPED, f"as wanted; {over}", now)
+    waited = now.mono_ms - owner.seen_ms
+    limit = owner.record.spec.grace_ms + 2 * settings.timings.fence_ms
+    if owner.record.revoke is not None or waited < limit:
+        return None
+    why = f"its stop is not confirmed {waited} ms after it was asked (grace + 2 F = {limit} ms)"
+    intent = Revoke(owner.record.migration, why, now.ledger_ms)
+    put = Put(KEYS.ownership(name), replace(owner.record, revoke=intent), owner.revision)
+    sentence = f"epoch {owner.record.epoch} of {name} on {owner.record.node} is revoked: {why}"
+    guards = guards_of([(KEYS.job(name), job), (run_key(name, owner.record.epoch), run)])
+    return Decision("executor.stop", sentence, (put,), guards, f"job/{name}", (), job.record.trace)
+
+
+def _succeed(job: Versioned[JobRecord], owner: Owner, run: Run | None, active: Migration | None, now: Now) -> Decision:
+    reason = f"epoch {owner.record.epoch} ended by itself on {owner.record.node} with exit status 0"
+    return _end(job, owner, run, active, JobState.SUCCEEDED, reason, now)
+
+
+def _fail(job: Versioned[JobRecord], owner: Owner, run: Run | None, now: Now) -> Decision:
+    limit = job.record.spec.max_restarts
+    ends = f"epoch {owner.record.epoch} crashed on {owner.record.node}"
+    if run is not None:
+        status = f"signal {run.record.exit_signal}" if run.record.exit_signal else f"status {run.record.exit_code}"
+        ends = f"{ends} ({status})"
+    reason = f"{ends} after {limit} restarts without a device fault, all that spec.max_restarts allows"
+    return _end(job, owner, run, None, JobState.FAILED, reason, now)
+
+
+def _end(
+    job: Versioned[JobRecord],
+    owner: Owner | None,
+    run: Run | None,
+    active: Migration | None,
+    state: JobState,
+    reason: str,
+    now: Now,
+) -> Decision:
+    """The job in a terminal state, nothing left that would start it, its migration closed: one transaction."""
+    name = job.record.spec.name
+    draft = Draft()
+    ended_ms = (run.record.ended_ms if run else 0) or now.ledger_ms
+    draft.put(KEYS.job(name), replace(job.record, state=state, reason=reason, ended_ms=ended_ms), job)
+    guards: list[Guard] = []
+    if owner is None:
+        guards += guards_of([(KEYS.ownership(name), None)])
+    elif owner.record.desired is not Desired.STOP:
+        draft.put(KEYS.ownership(name), replace(owner.record, desired=Desired.STOP), owner)
+    else:
+        guards.append(Guard(KEYS.ownership(name), owner.revision))
+    if owner is not None:
+        guards += guards_of([(run_key(name, owner.record.epoch), run)])
+    if active is not None:
+        arrived = active.record.state in LANDED and state is JobState.SUCCEEDED
+        done = MigrationState.DONE if arrived else MigrationState.CANCELLED
+        _close(draft, active, done, f"{name} has {state.value}: {reason}", now)
+    sentence = f"{name} has {state.value}: {reason}"
+    return Decision("job.state", sentence, draft.writes(), tuple(guards), f"job/{name}", (), job.record.trace)
+
+
+def _close(draft: Draft, active: Migration, state: MigrationState, why: str, now: Now) -> None:
+    draft.put(KEYS.migration(active.record.id), ended(active.record, state, why, now), active)

@@ -1,0 +1,239 @@
+"""Devices for jobs that come to this region. Pure; decided by the region's leader.
+
+What spans both stores is a saga: devices are reserved here first (``decide_reservations``, region store), then offered
+(``decide_offers``, global store), and only then does the global leader move the ownership on to them, comparing the
+offer's revision. A reservation that its migration no longer wants is released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from failover.domain.fit import (
+    FUTURE,
+    Holders,
+    NoRoom,
+    Place,
+    blamed,
+    eligible,
+    find_place,
+    occupied,
+    relied_guards,
+    unfit,
+    usable,
+)
+from failover.domain.indexes import LANDED, active_migrations, unreadable, wants_to_run
+from failover.domain.regions import choose_region
+from failover.domain.requests import SILENT, grant_guard
+from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
+from gridkeeper.ids import DeviceId, JobId, NodeId, ReplicaId
+from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.records.fleet import NodeState
+from gridkeeper.records.jobs import (
+    TERMINAL_JOB,
+    MigrationRecord,
+    OfferRecord,
+    OwnershipRecord,
+    RegionRecord,
+    ReservationRecord,
+)
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
+
+__all__ = ["choose_region", "decide_offers", "decide_reservations", "published_region"]
+
+
+def decide_reservations(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """Reserve for migrations that come here, restore what the owners here hold, release the rest (region store)."""
+    if not world.fresh:
+        return ()
+    keys = RegionKeys(state.region)
+    coming = _coming(state, world)
+    holders = occupied(state, world, now.mono_ms, settings.timings)
+    candidates = eligible(state) if coming else {}
+    here = {job for job, owner in world.ownership.items() if owner.record.region == state.region}
+    decisions: list[Decision] = []
+    for job in sorted({*coming, *here, *state.reservations}):
+        if keys.reservation(job) in state.suspect_keys or unreadable(world, job):
+            continue
+        held = state.reservations.get(job)
+        decision = None
+        if job in coming:
+            migration = coming[job].record
+            spec = world.jobs[job].record.spec
+            good = held is not None and held.record.migration == migration.id
+            if held is not None and good and not unfit(state, spec, held, holders, blamed(state, world, migration)):
+                continue
+            place = find_place(state, world, spec, migration, candidates, holders)
+            if isinstance(place, Place):
+                decision = _reserve(state, job, migration, place, held, now)
+                _rehold(holders, job, held, place)
+        if decision is None:
+            decision = _settle(state, world, job, held, holders, now)
+        if decision is not None:
+            decisions.append(decision)
+    return tuple(decisions)
+
+
+def _coming(state: RegionState, world: GlobalState) -> dict[JobId, Versioned[MigrationRecord]]:
+    """Migrations that wait for devices in this region."""
+    return {
+        job: migration
+        for job, migration in active_migrations(world).items()
+        if migration.record.target_region == state.region
+        and migration.record.state not in LANDED
+        and wants_to_run(world, job)
+    }
+
+
+def _reserve(
+    state: RegionState,
+    job: JobId,
+    migration: MigrationRecord,
+    place: Place,
+    held: Versioned[ReservationRecord] | None,
+    now: Now,
+) -> Decision:
+    record = ReservationRecord(job, migration.id, place.node, place.devices, now.ledger_ms)
+    key = RegionKeys(state.region).reservation(job)
+    sentence = f"{', '.join(place.devices)} reserved for {job} (migration {migration.id}, attempt {migration.attempt})"
+    put = Put(key, record, held.revision if held else ABSENT)
+    guards = relied_guards(state, place)
+    return Decision("place.reserve", sentence, (put,), guards, f"job/{job}", (migration.id,), migration.trace)
+
+
+def _rehold(holders: Holders, job: JobId, held: Versioned[ReservationRecord] | None, place: Place) -> None:
+    if held is not None:
+        holders.drop(job, held.record.devices)
+    holders.add(job, place.devices, FUTURE - 1)
+
+
+def _settle(
+    state: RegionState,
+    world: GlobalState,
+    job: JobId,
+    held: Versioned[ReservationRecord] | None,
+    holders: Holders,
+    now: Now,
+) -> Decision | None:
+    """What the job holds here when nothing new is found for it: the devices it owns, until it has left or ended."""
+    owner = _owner_here(state, world, job)
+    key = RegionKeys(state.region).reservation(job)
+    if owner is None:
+        if held is None:
+            return None
+        holders.drop(job, held.record.devices)
+        sentence = f"{', '.join(held.record.devices)} released: {_why_left(world, job)}"
+        return Decision("place.release", sentence, (Delete(key, held.revision),), (), f"job/{job}")
+    if held is not None and (held.record.node, held.record.devices) == (owner.node, owner.devices):
+        return None
+    if any(holders.others(device, job) for device in owner.devices):
+        return None  # it has left them in fact, and another job was given them
+    record = ReservationRecord(job, owner.migration, owner.node, owner.devices, now.ledger_ms)
+    sentence = f"{', '.join(owner.devices)} held for {job}, which owns them at epoch {owner.epoch}"
+    put = Put(key, record, held.revision if held else ABSENT)
+    return Decision("place.reserve", sentence, (put,), (), f"job/{job}", (), owner.trace)
+
+
+def _owner_here(state: RegionState, world: GlobalState, job: JobId) -> OwnershipRecord | None:
+    """The ownership that sits in this region, of a job that has not ended."""
+    owner, record = world.ownership.get(job), world.jobs.get(job)
+    if owner is None or owner.record.region != state.region:
+        return None
+    ended = record is not None and record.record.state in TERMINAL_JOB
+    return None if ended else owner.record
+
+
+def _why_left(world: GlobalState, job: JobId) -> str:
+    record, owner = world.jobs.get(job), world.ownership.get(job)
+    if record is None:
+        return f"there is no job {job}"
+    if record.record.state in TERMINAL_JOB:
+        return f"{job} has {record.record.state.value}"
+    if owner is None:
+        return f"no migration of {job} wants them"
+    return f"{job} is owned by {owner.record.region} at epoch {owner.record.epoch}"
+
+
+def decide_offers(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """Answer each migration that comes here: the devices reserved for it, or why there is no room (global store)."""
+    grant, held_grant = grant_guard(world, state.region), world.grants.get(state.region)
+    coming = _coming(state, world)
+    if not world.fresh or grant is None or held_grant is None or not coming:
+        return ()
+    holders = occupied(state, world, now.mono_ms, settings.timings)
+    candidates = eligible(state)
+    decisions: list[Decision] = []
+    for job, migration in sorted(coming.items()):
+        offer_key = KEYS.offer(migration.record.id)
+        if unreadable(world, job):
+            continue
+        answer = _answer(state, world, migration.record, candidates, holders, held_grant.record.term)
+        old = world.offers.get(migration.record.id)
+        if answer is None or (old is not None and replace(old.record, term=answer.term) == answer):
+            continue
+        sentence = (
+            f"{state.region} cannot take {job}: {answer.refusal}"
+            if answer.refusal
+            else f"{state.region} offers {', '.join(answer.devices)} to {job} (migration {migration.record.id})"
+        )
+        put = Put(offer_key, answer, old.revision if old else ABSENT)
+        guards = (grant, Guard(KEYS.migration(migration.record.id), migration.revision))
+        name = f"migration/{migration.record.id}"
+        decisions.append(Decision("place.offer", sentence, (put,), guards, name, (), migration.record.trace))
+    return tuple(decisions)
+
+
+def _answer(
+    state: RegionState,
+    world: GlobalState,
+    migration: MigrationRecord,
+    candidates: Mapping[NodeId, list[DeviceId]],
+    holders: Holders,
+    term: int,
+) -> OfferRecord | None:
+    """None: there is room, and the reservation is still to be made."""
+    spec = world.jobs[migration.job].record.spec
+    held = state.reservations.get(migration.job)
+    if (
+        held is not None
+        and held.record.migration == migration.id
+        and not unfit(state, spec, held, holders, blamed(state, world, migration))
+    ):
+        node, devices = held.record.node, held.record.devices
+        return OfferRecord(migration.id, migration.attempt, state.region, node, devices, "", term)
+    place = find_place(state, world, spec, migration, candidates, holders)
+    if isinstance(place, NoRoom):
+        return OfferRecord(migration.id, migration.attempt, state.region, NodeId(""), (), place.sentence, term)
+    return None
+
+
+def published_region(
+    state: RegionState, world: GlobalState, settings: Settings, now: Now, leader: ReplicaId
+) -> Decision | None:
+    """The region's capacity for the global leader to choose by, when it has changed (global store)."""
+    grant = grant_guard(world, state.region)
+    if not world.fresh or grant is None or KEYS.region(state.region) in world.suspect_keys:
+        return None
+    holders = occupied(state, world, now.mono_ms, settings.timings)
+    free = [sum(1 for d in devices if not holders.by_device.get(d)) for devices in eligible(state).values()]
+    alive = sum(1 for v in state.liveness.values() if v.record.state is NodeState.ALIVE)
+    silent = sum(1 for v in state.liveness.values() if v.record.state in SILENT)
+    record = RegionRecord(
+        region=state.region,
+        leader=leader,
+        nodes=len(state.nodes),
+        nodes_alive=alive,
+        devices=len(state.devices),
+        usable=sum(1 for d in state.devices if usable(state, d)),
+        free=sum(free),
+        largest_free=max(free, default=0),
+        in_doubt=silent > settings.policy.freeze_fraction * len(state.nodes),
+        updated_ms=now.ledger_ms,
+    )
+    old = world.regions.get(state.region)
+    if old is not None and replace(old.record, updated_ms=record.updated_ms) == record:
+        return None
+    sentence = f"region {state.region}: {record.free} of {record.devices} devices are free"
+    put = Put(KEYS.region(state.region), record, old.revision if old else ABSENT)
+    return Decision("region.publish", sentence, (put,), (grant,), f"region/{state.region}", audit=False)

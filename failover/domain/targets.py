@@ -1,0 +1,95 @@
+"""The search for a target: which region is asked, and what its answer means. Pure.
+
+One region is asked at a time (``target_region``, ``attempt``); its answer is an offer for that attempt. A refusal, or
+silence for R, moves on to the next region; when all have refused, the last one's offer may still turn into devices as
+soon as room appears there, and every R another round is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from failover.domain.indexes import current_offer, refused_regions
+from failover.domain.regions import choose_region, no_region
+from gridkeeper.decision import Now, Versioned
+from gridkeeper.ids import NodeId
+from gridkeeper.records.jobs import JobSpec, MigrationRecord, OfferRecord
+from gridkeeper.snapshot import GlobalState
+from gridkeeper.timings import Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The target region has reserved these devices."""
+
+    offer: Versioned[OfferRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Another region is to be asked: the migration with its new target, and why."""
+
+    record: MigrationRecord
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do but wait; the sentence says for what."""
+
+    sentence: str
+
+
+def seek_target(
+    world: GlobalState, spec: JobSpec, migration: Versioned[MigrationRecord], timings: Timings, now: Now
+) -> Ready | Ask | Wait:
+    """Where the search stands."""
+    record = migration.record
+    if not record.target_region:
+        return _ask(world, spec, record, "")
+    offer = current_offer(world, record)
+    if offer is not None and not offer.record.refusal:
+        return Ready(offer)
+    waited = now.mono_ms - migration.seen_ms
+    if offer is not None:
+        why = offer.record.refusal
+    elif waited >= timings.takeover_ms:
+        why = f"no answer from {record.target_region} within {timings.takeover_ms} ms"
+    else:
+        return Wait(f"waits for the answer of region {record.target_region}")
+    entry = f"{record.target_region}: {why}"
+    before = refused_regions(record)
+    others = tuple(r for r in record.refused if not r.startswith(f"{record.target_region}:"))
+    refused = replace(record, refused=(*others, entry))
+    following = choose_region(spec, world, refused)
+    if following is None or following == record.target_region:
+        if offer is None and following == record.target_region:
+            return _ask(world, spec, refused, why)  # asked anew: the answer may have been lost with its leader
+        return Wait(f"waits for room: {why}")
+    if following in before and waited < timings.takeover_ms:
+        return Wait(f"waits for room: {'; '.join((*others, entry))}")
+    return _ask(world, spec, refused, why)
+
+
+def _ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str) -> Ask | Wait:
+    region = choose_region(spec, world, record)
+    if region is None:
+        return Wait(f"waits for room: {no_region(spec, record)}")
+    changed = replace(
+        record,
+        target_region=region,
+        target_node=NodeId(""),
+        target_devices=(),
+        attempt=record.attempt + 1,
+        refused=tuple(r for r in record.refused if not r.startswith(f"{region}:")),
+    )
+    because = f", since {why}" if why else ""
+    return Ask(changed, f"region {region} is asked for devices for {record.job} (attempt {changed.attempt}){because}")
+
+
+def ask_elsewhere(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str) -> Ask | None:
+    """Give the present target up for another region; None if there is no other."""
+    others = tuple(r for r in record.refused if not r.startswith(f"{record.target_region}:"))
+    refused = replace(record, refused=(*others, f"{record.target_region}: {why}"))
+    asked = _ask(world, spec, refused, why)
+    return asked if isinstance(asked, Ask) and asked.record.target_region != record.target_region else None

@@ -1,0 +1,171 @@
+"""Protects the whole course of a job's moves: start, planned move, recovery, stop, end."""
+
+from __future__ import annotations
+
+from gridkeeper.ids import DeviceId, JobId, NodeId
+from gridkeeper.records.common import Desired
+from gridkeeper.records.jobs import JobState, MigrationKind, MigrationState
+from tests.unit.failover_world import Grid, spec_of
+
+TRAIN = JobId("train")
+
+
+def two_regions() -> Grid:
+    return Grid({"east": {"east-1": 4, "east-2": 4}, "west": {"west-1": 4, "west-2": 4}})
+
+
+def running(grid: Grid, **changes: object) -> Grid:
+    grid.submit(spec_of("train", **changes))
+    grid.run(12)
+    assert grid.job("train").state is JobState.RUNNING, grid.log[-5:]
+    return grid
+
+
+def names(record: object) -> list[str]:
+    return [stamp.name for stamp in record.stages]  # type: ignore[attr-defined]
+
+
+def test_a_submitted_job_starts_at_epoch_one_from_scratch() -> None:
+    grid = running(two_regions())
+    start = grid.migrations("train")[0]
+    assert (start.id, start.kind, start.state) == ("train-e1.0", MigrationKind.START, MigrationState.DONE)
+    assert str(grid.owner("train").epoch) == "1.1"
+    assert grid.owner("train").resume_step == -1
+    assert start.rto_ms >= 0
+
+
+def test_a_drain_moves_the_job_to_the_other_region_after_its_last_checkpoint() -> None:
+    grid = running(two_regions())
+    source = grid.owner("train")
+    grid.drain(source.devices[0])
+    grid.run(30)
+    move = grid.migrations("train")[-1]
+    assert (move.id, move.kind, move.state) == ("train-e1.1", MigrationKind.PLANNED, MigrationState.DONE)
+    assert grid.owner("train").region != source.region
+    assert names(move) == [
+        "planned", "pre_copying", "stopping", "copying", "verified", "ownership_moved", "starting", "running", "done",
+    ]  # fmt: skip
+    assert move.rpo_steps == 0, "a planned move loses no step"
+    assert move.last_source_step == move.resume_step
+    assert move.rto_ms > 0
+    assert move.drain and move.incident
+    assert move.fault_ms < move.requested_ms + 1
+
+
+def test_a_silent_node_loses_its_job_only_after_r() -> None:
+    grid = running(two_regions())
+    source = grid.owner("train")
+    grid.cut(source.node)
+    grid.run(80)
+    move = grid.migrations("train")[-1]
+    assert (move.kind, move.state) == (MigrationKind.RECOVERY, MigrationState.DONE), grid.log[-8:]
+    stamps = {stamp.name: stamp.at_ms for stamp in move.stages}
+    assert stamps["source_fenced"] - stamps["fencing"] >= grid.settings.timings.takeover_ms
+    assert grid.owner("train").node != source.node
+    assert move.rpo_steps >= 0
+    head_steps = move.resume_step
+    assert head_steps >= 0
+
+
+def test_a_crash_with_evidence_restarts_elsewhere_without_counting() -> None:
+    grid = running(two_regions())
+    source = grid.owner("train")
+    grid.drain(source.devices[1])
+    grid.crash(TRAIN, 1)
+    grid.run(40)
+    job, move = grid.job("train"), grid.migrations("train")[-1]
+    assert (move.kind, move.state) == (MigrationKind.RECOVERY, MigrationState.DONE)
+    assert move.drain == f"d-{source.devices[1].replace('/', '-')}"
+    assert job.restarts == 0
+    assert grid.owner("train").region != source.region
+
+
+def test_crashes_of_its_own_doing_restart_in_place_until_the_limit() -> None:
+    grid = running(two_regions(), max_restarts=1)
+    source = grid.owner("train")
+    grid.crash(TRAIN, 3)
+    grid.run(30)
+    assert grid.job("train").restarts == 1
+    assert grid.owner("train").region == source.region, "a mere crash starts again where its checkpoint is"
+    assert grid.job("train").state is JobState.RUNNING
+    grid.crash(TRAIN, 3)
+    grid.run(30)
+    job = grid.job("train")
+    assert job.state is JobState.FAILED
+    assert "max_restarts" in job.reason
+
+
+def test_a_job_that_fills_the_only_node_restarts_on_its_own_devices() -> None:
+    grid = running(Grid({"east": {"east-1": 2}}))
+    grid.crash(TRAIN, 1)
+    grid.run(30)
+    assert grid.job("train").state is JobState.RUNNING
+    assert str(grid.owner("train").epoch) == "1.2"
+
+
+def test_exit_zero_is_success_and_releases_the_devices() -> None:
+    grid = running(two_regions())
+    grid.crash(TRAIN, 0)
+    grid.run(6)
+    assert grid.job("train").state is JobState.SUCCEEDED
+    assert not [key for key in grid.memory.items if "/reservations/" in key]
+
+
+def test_a_stop_wins_during_a_planned_move() -> None:
+    for rounds in range(14):
+        grid = running(two_regions())
+        grid.drain(grid.owner("train").devices[0])
+        grid.run(rounds)
+        grid.want_stop(TRAIN)
+        grid.run(60)
+        assert grid.job("train").state is JobState.STOPPED, (rounds, grid.log[-6:])
+        assert grid.owner("train").desired is Desired.STOP
+        assert all(m.state in (MigrationState.CANCELLED, MigrationState.DONE) for m in grid.migrations("train"))
+        assert not [key for key in grid.memory.items if "/reservations/" in key or "/offers/" in key]
+
+
+def test_a_job_without_room_says_why_and_starts_when_room_appears() -> None:
+    grid = Grid({"east": {"east-1": 2}})
+    grid.submit(spec_of("first"))
+    grid.run(12)
+    grid.submit(spec_of("train"))
+    grid.run(12)
+    job = grid.job("train")
+    assert job.state is JobState.PENDING
+    assert "waits for room" in job.reason
+    grid.want_stop(JobId("first"))
+    grid.run(60)
+    assert grid.job("train").state is JobState.RUNNING, grid.log[-8:]
+
+
+def test_a_planned_move_whose_source_dies_becomes_a_recovery() -> None:
+    grid = running(Grid({"east": {"east-1": 2}, "west": {"west-1": 1}}))  # nowhere to go
+    source = grid.owner("train")
+    grid.drain(source.devices[0])
+    grid.run(8)
+    assert grid.migrations("train")[-1].state is MigrationState.PLANNED
+    grid.cut(NodeId(source.node))
+    grid.run(60)
+    move = grid.migrations("train")[-1]
+    assert move.id == "train-e1.1"
+    assert (move.kind, move.state) == (MigrationKind.RECOVERY, MigrationState.SOURCE_FENCED)
+    assert "waits for room" in grid.job("train").reason
+    grid.repair(DeviceId(source.devices[0]))
+    grid.heal(source.node)
+    grid.run(40)
+    assert grid.job("train").state is JobState.RUNNING, (grid.job("train"), grid.log[-8:])
+
+
+def test_a_target_that_dies_before_the_first_step_is_left_again() -> None:
+    grid = two_regions()
+    grid.submit(spec_of("train"))
+    while not [m for m in grid.migrations("train") if m.state is MigrationState.OWNERSHIP_MOVED]:
+        grid.round()
+    first = grid.owner("train")
+    grid.power_off(first.node)
+    grid.run(100)
+    start, *rest = grid.migrations("train")
+    assert start.state is MigrationState.FAILED
+    assert first.node in start.reason
+    assert rest[-1].state is MigrationState.DONE
+    assert grid.owner("train").node != first.node
