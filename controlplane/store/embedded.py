@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import psutil
 
 from controlplane.store.etcd_channel import Endpoint, pb
 from controlplane.store.etcd_errors import Version, unsafe
@@ -279,9 +280,9 @@ class EmbeddedEtcd:
                     )
                 try:
                     status = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=1.0)
-                    if status.leader:
+                    if status.leader and self._listens(member):
                         return
-                    last = "it has no leader"
+                    last = "it has no leader" if not status.leader else "another process answers on its port"
                 except grpc.aio.AioRpcError as error:
                     last = error.details() or error.code().name
                 if self._clock.mono_ms() >= until_ms:
@@ -292,6 +293,14 @@ class EmbeddedEtcd:
                 await self._clock.sleep(20)
         finally:
             await endpoint.channel.close()
+
+    def _listens(self, member: int) -> bool:
+        """Whether it is our process that answers on the member's client port."""
+        try:
+            sockets = psutil.Process(self.pid(member)).net_connections(kind="tcp4")
+        except psutil.NoSuchProcess:
+            return False
+        return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self._ports[member].client for s in sockets)
 
     def _channel(self, member: int) -> grpc.aio.Channel:
         target = f"127.0.0.1:{self._ports[member].client}"

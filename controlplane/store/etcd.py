@@ -32,6 +32,7 @@ from gridkeeper.ports.store import (
     Page,
     PutOp,
     RevisionCompacted,
+    StoreDenied,
     StoreError,
     StoreUnavailable,
     TxnResult,
@@ -109,8 +110,16 @@ class EtcdStore:
             raise StoreUnavailable("store.endpoints: no member answers: " + "; ".join(str(reply) for reply in replies))
         if len(clusters) > 1:
             raise StoreError(f"store.endpoints: {sorted(clusters.values())} belong to different etcd clusters")
-        # The first call that needs a leader and, where there is a user, the password.
-        await self.get("/gridkeeper/v1/")
+        await self._check_access()
+
+    async def _check_access(self) -> None:
+        """The first call that needs a leader and, where there is a user, the password. Raises as ``get``; a user
+        without the right to this very key is known all the same."""
+        try:
+            await self.get("/gridkeeper/v1/")
+        except StoreDenied as error:
+            if "permission denied" not in str(error):
+                raise
 
     async def _probe(self, endpoint: Endpoint) -> Any:
         """The member's ``StatusResponse``, or a ``StoreError`` that says why there is none."""
