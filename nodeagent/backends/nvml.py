@@ -68,7 +68,9 @@ class NvmlBackend:
         self._initialised = False
         self._handles: dict[str, Any] = {}
         self._bus_ids: dict[str, str] = {}
-        self._state = threading.Lock()  # guards _handles
+        self._returning: dict[str, Any] = {}  # found again, and not yet registered for events
+        self._listening = False  # somebody calls wait_events
+        self._state = threading.Lock()  # guards _handles and _returning
         self._events = threading.Lock()  # held while waiting, so that close and open do not pull the library away
         self._event_set: Any = None
         self._registered: dict[int, str] = {}  # address behind the handle -> slot
@@ -93,7 +95,8 @@ class NvmlBackend:
                 raise _failed("nvmlInit", error) from error
             self._initialised = True
             devices = self._take_inventory()
-            self._registered, self._deaf = {}, set()
+            self._deaf = set()
+            self._register()  # events from here on are kept until somebody waits for them
         self._inventory.save(devices)
         return devices
 
@@ -102,7 +105,7 @@ class NvmlBackend:
         with self._events:
             self._free_event_set()
             with self._state:
-                self._handles = {}
+                self._handles, self._returning, self._listening = {}, {}, False
             if self._initialised:
                 self._initialised = False
                 try:
@@ -175,17 +178,20 @@ class NvmlBackend:
         """Its handle, or None while it is lost; a lost one is asked for again by uuid each time."""
         with self._state:
             handle = self._handles.get(device.slot)
-        if handle is not None:
-            return handle
+            if handle is not None or device.slot in self._returning:
+                return handle
         try:
             handle = nv.nvmlDeviceGetHandleByUUID(device.uuid)
         except nv.NVMLError as error:
             if error.value in DRIVER_GONE:
                 raise _failed("nvmlDeviceGetHandleByUUID", error) from error
             return None
-        with self._state:
-            self._handles[device.slot] = handle
         log.info("%s (%s) answers again.", device.slot, device.uuid)
+        with self._state:
+            if self._listening:  # it counts as back once its events are heard, too
+                self._returning[device.slot] = handle
+                return None
+            self._handles[device.slot] = handle
         return handle
 
     def _drop(self, slot: str) -> bool:
@@ -198,6 +204,7 @@ class NvmlBackend:
         with self._events:
             if not self._initialised:
                 raise BackendError("nvml: not open; call open() first")
+            self._listening = True
             self._register()
             if self._event_set is None:
                 self._stop.wait(timeout_ms / 1000)
@@ -249,7 +256,8 @@ class NvmlBackend:
 
     def _register(self) -> None:
         with self._state:
-            handles = dict(self._handles)
+            returning, self._returning = self._returning, {}
+            handles = self._handles | returning
         wanted = {slot: handle for slot, handle in handles.items() if slot not in self._deaf}
         if set(self._registered.values()) - set(wanted):
             self._free_event_set()  # a device has gone: a set cannot forget one
@@ -268,6 +276,9 @@ class NvmlBackend:
                 else:
                     self._deaf.add(slot)
                     log.warning("%s reports no XID events through NVML: %s; the kernel log must.", slot, error)
+        with self._state:
+            heard = self._deaf | set(self._registered.values())
+            self._handles.update({slot: handle for slot, handle in returning.items() if slot in heard})
         if not self._registered:
             self._free_event_set()
 

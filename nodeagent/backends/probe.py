@@ -25,8 +25,9 @@ from nodeagent.backends.registry import KNOWN, make_backend
 Show = Callable[[dict[str, Any]], None]
 
 
-def probe(backend: DeviceBackend, clock: Clock, show: Show, seconds: float, samples: int) -> None:
-    """Drive ``backend`` once through its port. ``seconds``: how long to wait for events. Raises ``BackendError``."""
+def probe(backend: DeviceBackend, clock: Clock, show: Show, seconds: float, samples: int, wait_ms: int = 1_000) -> None:
+    """Drive ``backend`` once through its port. ``seconds``: how long to wait for events, ``wait_ms`` at a
+    time. Raises ``BackendError``."""
     devices = backend.open()
     try:
         for device in devices:
@@ -38,7 +39,7 @@ def probe(backend: DeviceBackend, clock: Clock, show: Show, seconds: float, samp
         show({"type": "waiting", "seconds": seconds})
         deadline = clock.mono_ms() + round(seconds * 1000)
         while (left := deadline - clock.mono_ms()) > 0:
-            for sighting in backend.wait_events(min(left, 1000)):
+            for sighting in backend.wait_events(min(left, wait_ms)):
                 show({"type": "event", **asdict(sighting), "age_ms": clock.mono_ms() - sighting.seen_ms})
     finally:
         backend.close()
@@ -55,8 +56,9 @@ def _sample(backend: DeviceBackend, devices: tuple[Device, ...], show: Show) -> 
 @click.argument("spec", default="nvml")
 @click.option("--seconds", default=0.0, show_default=True, help="wait this long for events")
 @click.option("--samples", default=1, show_default=True, help="samples to take")
+@click.option("--wait-ms", default=1_000, show_default=True, help="longest single wait for an event")
 @click.option("--state-dir", type=click.Path(path_type=Path), default=None, help="where slot names are kept")
-def main(spec: str, seconds: float, samples: int, state_dir: Path | None) -> None:
+def main(spec: str, seconds: float, samples: int, wait_ms: int, state_dir: Path | None) -> None:
     """Print what the backend SPEC sees as JSON lines."""
 
     def show(row: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def main(spec: str, seconds: float, samples: int, state_dir: Path | None) -> Non
 
     clock = SystemClock()
     try:
-        probe(make_backend(spec, clock, state_dir), clock, show, seconds, samples)
+        probe(make_backend(spec, clock, state_dir), clock, show, seconds, samples, wait_ms)
     except BackendError as error:
         show({"type": "error", "message": str(error)})
         sys.exit(1)
