@@ -259,12 +259,19 @@ class RegionView(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     leader: _builtins.str
+    """the leading replica; "" when there is none"""
     @_builtins.property
-    def record(self) -> _records_pb2.RegionRecord: ...
+    def record(self) -> _records_pb2.RegionRecord:
+        """capacity as its leader last published it"""
+
     @_builtins.property
-    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.BudgetRecord]: ...
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.BudgetRecord]:
+        """what is out of service, and how much may be"""
+
     @_builtins.property
-    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ReplicaRecord]: ...
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ReplicaRecord]:
+        """those that are up"""
+
     def __init__(
         self,
         *,
@@ -292,15 +299,23 @@ class NodeView(_message.Message):
     HEARD_AGE_MS_FIELD_NUMBER: _builtins.int
     DEVICES_USABLE_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
+    """that holds the agent's stream; "" when none does"""
     heard_age_ms: _builtins.int
-    """-1: not by this replica"""
+    """since the agent last said anything; -1: not to the replica that answers"""
     devices_usable: _builtins.int
+    """healthy or suspect, present, not cordoned, on a live node"""
     @_builtins.property
-    def record(self) -> _records_pb2.NodeRecord: ...
+    def record(self) -> _records_pb2.NodeRecord:
+        """what its agent said of itself"""
+
     @_builtins.property
-    def liveness(self) -> _records_pb2.LivenessRecord: ...
+    def liveness(self) -> _records_pb2.LivenessRecord:
+        """the leader's judgement; null: none yet, so unknown"""
+
     @_builtins.property
-    def cordon(self) -> _records_pb2.CordonRecord: ...
+    def cordon(self) -> _records_pb2.CordonRecord:
+        """why nothing is placed here; null: not cordoned"""
+
     def __init__(
         self,
         *,
@@ -330,17 +345,24 @@ class DeviceView(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     METRICS_AGE_MS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
+    """the job that owns or has reserved it; "" when it is free"""
     metrics_age_ms: _builtins.int
-    """-1: none"""
+    """since the sample was taken; -1: none"""
     @_builtins.property
-    def record(self) -> _records_pb2.DeviceRecord: ...
+    def record(self) -> _records_pb2.DeviceRecord:
+        """the inventory entry"""
+
     @_builtins.property
-    def health(self) -> _records_pb2.HealthRecord: ...
+    def health(self) -> _records_pb2.HealthRecord:
+        """null: none yet, so unknown"""
+
     @_builtins.property
-    def cordon(self) -> _records_pb2.CordonRecord: ...
+    def cordon(self) -> _records_pb2.CordonRecord:
+        """the device's own; its node may be cordoned besides"""
+
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
-        """newest telemetry; empty when this replica has none"""
+        """newest telemetry; empty when the replica that answers has none"""
 
     def __init__(
         self,
@@ -371,8 +393,10 @@ class Metric(_message.Message):
     RECENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     unit: _builtins.str
+    """UCUM"""
     value: _builtins.float
     known: _builtins.bool
+    """false: the value means nothing"""
     @_builtins.property
     def recent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """for a sparkline, oldest first; only in Get"""
@@ -403,13 +427,21 @@ class JobView(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def record(self) -> _records_pb2.JobRecord: ...
+    def record(self) -> _records_pb2.JobRecord:
+        """what was submitted, and how it stands"""
+
     @_builtins.property
-    def ownership(self) -> _records_pb2.OwnershipRecord: ...
+    def ownership(self) -> _records_pb2.OwnershipRecord:
+        """where it may run, by which epoch; null: it never started"""
+
     @_builtins.property
-    def run(self) -> _records_pb2.RunRecord: ...
+    def run(self) -> _records_pb2.RunRecord:
+        """what the agent reports of that epoch; null: nothing yet"""
+
     @_builtins.property
-    def head(self) -> _records_pb2.HeadRecord: ...
+    def head(self) -> _records_pb2.HeadRecord:
+        """the newest verified checkpoint; null: none yet"""
+
     def __init__(
         self,
         *,
@@ -434,6 +466,7 @@ class CheckpointView(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
     head: _builtins.bool
+    """the newest verified one of its job"""
     @_builtins.property
     def record(self) -> _records_pb2.CheckpointRecord: ...
     @_builtins.property
@@ -466,13 +499,17 @@ class SlaView(_message.Message):
     UPTIME_FIELD_NUMBER: _builtins.int
     UPTIME_PERCENT_FIELD_NUMBER: _builtins.int
     elapsed_ms: _builtins.int
+    """since the account was opened this month; the totals add up to it"""
     as_of_ms: _builtins.int
+    """ledger time"""
     uptime: _builtins.str
     """(up + degraded) / (up + degraded + down), exact rational "a/b"; "" when the divisor is 0"""
     uptime_percent: _builtins.float
     """for display only"""
     @_builtins.property
-    def account(self) -> _records_pb2.AccountRecord: ...
+    def account(self) -> _records_pb2.AccountRecord:
+        """the books up to the last change of class"""
+
     @_builtins.property
     def totals(self) -> _records_pb2.Totals:
         """with the open interval up to as_of_ms"""
