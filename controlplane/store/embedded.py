@@ -103,6 +103,7 @@ class Ports:
 class EmbeddedEtcd:
     """A cluster of as many members as ``ports`` has entries, each in a directory of its own under ``data_dir``.
 
+    Start it in a thread that lives as long as it should (the main one): the kernel counts that thread as the parent.
     With ``tls`` clients and peers need a certificate of its authority; the certificate must name 127.0.0.1.
     """
 
