@@ -241,8 +241,10 @@ def _integer(row: Mapping[str, Any], name: str, low: int, high: int) -> int:
 
 def _slot(row: Mapping[str, Any]) -> str:
     slot = row.get("slot")
+    if not isinstance(slot, str):
+        raise ValueError(f"slot: {slot!r} is not a string")
     try:
-        return checked_name("slot", slot if isinstance(slot, str) else repr(slot))
+        return checked_name("slot", slot)
     except BadName as error:
         raise ValueError(str(error)) from error
 
