@@ -1,0 +1,170 @@
+"""The fleet table: one float32 column per metric, one row per device, with a short ring of the past.
+
+A block of telemetry goes in as it came over the wire, with no work per value. What has not been heard is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.telemetry import COLUMN, METRICS
+
+RING = 60
+"""Samples kept per device and metric for sparklines: a minute at one a second."""
+_FIRST_ROWS = 64
+_COLUMNS = len(METRICS)
+NEVER_MS = -(1 << 62)
+
+
+class BadTelemetry(ValueError):
+    """A block that does not fit its node's inventory; the message names what differs and the remedy."""
+
+
+class FleetTable:
+    """Rows of a node are contiguous, in its inventory's order. Times are this process's boot-time clock, ms."""
+
+    def __init__(self) -> None:
+        self._values: NDArray[np.float32] = np.full((_COLUMNS, _FIRST_ROWS), np.nan, dtype=np.float32)
+        self._ring: NDArray[np.float32] = np.full((_FIRST_ROWS, RING, _COLUMNS), np.nan, dtype=np.float32)
+        self._taken = np.zeros(_FIRST_ROWS, dtype=np.int64)
+        self._seen = np.full(_FIRST_ROWS, NEVER_MS, dtype=np.int64)
+        self._used = np.zeros(_FIRST_ROWS, dtype=np.bool_)
+        self._nodes: dict[NodeId, tuple[int, tuple[DeviceId, ...]]] = {}
+        self._rows: dict[DeviceId, int] = {}
+        self._ids: list[DeviceId] = [DeviceId("")] * _FIRST_ROWS
+        self.layout = 0
+        """Grows whenever a row changes hands: state kept per row must then be looked at again."""
+
+    def register(self, node: NodeId, devices: Sequence[DeviceId]) -> None:
+        """Give a node its rows, all unknown. The same inventory again keeps its rows and their past."""
+        devices = tuple(devices)
+        held = self._nodes.get(node)
+        if held is not None and held[1] == devices:
+            return
+        self.forget(node)
+        start = self._room(len(devices))
+        self._nodes[node] = (start, devices)
+        for row, device in enumerate(devices, start):
+            self._rows[device] = row
+            self._ids[row] = device
+        rows = slice(start, start + len(devices))
+        self._used[rows] = True
+        self._clear(rows)
+        self.layout += 1
+
+    def forget(self, node: NodeId) -> None:
+        """Give the rows back; nothing happens for a node that has none."""
+        held = self._nodes.pop(node, None)
+        if held is None:
+            return
+        start, devices = held
+        for device in devices:
+            self._rows.pop(device, None)
+        rows = slice(start, start + len(devices))
+        self._used[rows] = False
+        self._clear(rows)
+        self.layout += 1
+
+    def _clear(self, rows: slice) -> None:
+        self._values[:, rows] = np.nan
+        self._ring[rows] = np.nan
+        self._taken[rows] = 0
+        self._seen[rows] = NEVER_MS
+
+    def _room(self, count: int) -> int:
+        """The first row of ``count`` free ones in a run; the table doubles until there is one."""
+        while True:
+            free = 0
+            for row in range(len(self._used)):
+                free = 0 if self._used[row] else free + 1
+                if free >= count:
+                    return row - count + 1
+            self._grow()
+
+    def _grow(self) -> None:
+        size = len(self._used)
+        self._values = np.concatenate([self._values, np.full((_COLUMNS, size), np.nan, dtype=np.float32)], axis=1)
+        self._ring = np.concatenate([self._ring, np.full((size, RING, _COLUMNS), np.nan, dtype=np.float32)])
+        self._taken = np.concatenate([self._taken, np.zeros(size, dtype=np.int64)])
+        self._seen = np.concatenate([self._seen, np.full(size, NEVER_MS, dtype=np.int64)])
+        self._used = np.concatenate([self._used, np.zeros(size, dtype=np.bool_)])
+        self._ids += [DeviceId("")] * size
+
+    def ingest(self, node: NodeId, values: bytes, rows: int, columns: int, seen_ms: int) -> None:
+        """Put a block of little-endian float32 (``rows`` × ``columns``, row by row) where it belongs.
+
+        Raises ``BadTelemetry``; then nothing is changed.
+        """
+        held = self._nodes.get(node)
+        if held is None:
+            raise BadTelemetry(f"telemetry: node {node} has no inventory here; send hello first")
+        start, devices = held
+        if rows != len(devices):
+            raise BadTelemetry(
+                f"telemetry.rows: {rows} where {node}'s hello has {len(devices)} devices; send hello again"
+            )
+        if columns != _COLUMNS:
+            raise BadTelemetry(f"telemetry.columns: {columns} where the schema has {_COLUMNS}; upgrade the agent")
+        if len(values) != rows * columns * 4:
+            raise BadTelemetry(
+                f"telemetry.values: {len(values)} bytes where {rows} × {columns} float32 take {rows * columns * 4}"
+            )
+        block = np.frombuffer(values, dtype="<f4").reshape(rows, columns)
+        span = slice(start, start + rows)
+        self._values[:, span] = block.T
+        index = np.arange(start, start + rows)
+        self._ring[index, self._taken[span] % RING] = block
+        self._taken[span] += 1
+        self._seen[span] = seen_ms
+
+    # -- reading --
+
+    @property
+    def rows(self) -> int:
+        """Rows in the table, free ones included: the length of every column."""
+        return len(self._used)
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """Which rows belong to a device. A view."""
+        return self._used
+
+    @property
+    def seen_ms(self) -> NDArray[np.int64]:
+        """When each row's sample was taken. A view."""
+        return self._seen
+
+    def column(self, metric: str) -> NDArray[np.float32]:
+        """All rows of one metric. A view; raises ``KeyError``."""
+        column: NDArray[np.float32] = self._values[COLUMN[metric]]
+        return column
+
+    def device_at(self, row: int) -> DeviceId:
+        return self._ids[row]
+
+    def row(self, device: DeviceId) -> int | None:
+        return self._rows.get(device)
+
+    def value(self, device: DeviceId, metric: str) -> float:
+        """The newest value; NaN if not known."""
+        row = self._rows.get(device)
+        return float("nan") if row is None else float(self._values[COLUMN[metric], row])
+
+    def seen(self, device: DeviceId) -> int | None:
+        """When the newest sample was taken; None: there is none."""
+        row = self._rows.get(device)
+        return None if row is None or self._seen[row] == NEVER_MS else int(self._seen[row])
+
+    def recent(self, device: DeviceId, metric: str) -> tuple[float, ...]:
+        """The ring of one metric, oldest first."""
+        row = self._rows.get(device)
+        if row is None:
+            return ()
+        taken = int(self._taken[row])
+        count = min(taken, RING)
+        order = [(taken - count + i) % RING for i in range(count)]
+        return tuple(float(v) for v in self._ring[row, order, COLUMN[metric]])
