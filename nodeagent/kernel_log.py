@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gridkeeper.ports.clock import Clock
+from gridkeeper.ports.devices import Sighting
+from gridkeeper.records.fleet import EventKind
 from nodeagent.kernel_parse import LogLine, read_line
 
 log = logging.getLogger("gridkeeper.agent.kernellog")
@@ -33,6 +35,17 @@ class Gap:
 
     reason: str
     certain: bool = True
+
+
+LINES_LOST = 1
+"""Code of the ``OVERFLOW`` event "lines of the kernel log were lost"."""
+
+
+def gap_sighting(gap: Gap, now_ms: int) -> Sighting | None:
+    """The node event that a certain gap is; an uncertain one is only worth a line in the agent's own log."""
+    if not gap.certain:
+        return None
+    return Sighting("", EventKind.OVERFLOW, LINES_LOST, f"kernel log: {gap.reason}", "kmsg", now_ms)
 
 
 Entry = LogLine | Gap

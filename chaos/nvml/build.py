@@ -14,7 +14,8 @@ from pathlib import Path
 from chaos.nvml import layout
 
 LIBRARY = "libnvidia-ml.so.1"
-SOURCE = Path(__file__).with_name("nvml_sim.c")
+HERE = Path(__file__).parent
+SOURCES = tuple(HERE / name for name in ("nvml_sim.c", "nvml_metrics.c", "nvml_events.c"))
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror")
 
 
@@ -34,7 +35,8 @@ def build(directory: Path, without: Collection[str] = ()) -> Path:
     ``directory``. ``without``: entry points to leave out, as in an older driver. Raises ``BuildError``.
     """
     header, script = layout.c_header(), _version_script(without)
-    digest = hashlib.sha256("\0".join((SOURCE.read_text(), header, script, *_FLAGS)).encode()).hexdigest()[:16]
+    texts = [path.read_text() for path in (*SOURCES, HERE / "sim.h")]
+    digest = hashlib.sha256("\0".join((*texts, header, script, *_FLAGS)).encode()).hexdigest()[:16]
     target = directory / f"nvml-{digest}"
     if (target / LIBRARY).exists():
         return target
@@ -46,16 +48,14 @@ def build(directory: Path, without: Collection[str] = ()) -> Path:
         scratch = Path(scratch_name)
         (scratch / "layout.h").write_text(header)
         (scratch / "exports.map").write_text(script)
-        command = [compiler, *_FLAGS, f"-I{scratch}", f"-Wl,--version-script={scratch / 'exports.map'}"]
-        command += [f"-Wl,-soname,{LIBRARY}", "-o", str(scratch / LIBRARY), str(SOURCE)]
+        command = [compiler, *_FLAGS, f"-I{scratch}", f"-I{HERE}", f"-Wl,--version-script={scratch / 'exports.map'}"]
+        command += [f"-Wl,-soname,{LIBRARY}", "-o", str(scratch / LIBRARY), *map(str, SOURCES)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
             raise BuildError(f"CC: {compiler!r} does not run ({error}); install gcc, or set CC") from error
         if done.returncode != 0:
-            raise BuildError(
-                f"{compiler} could not build {SOURCE.name} (exit {done.returncode}):\n{done.stderr[-4000:]}"
-            )
+            raise BuildError(f"{compiler} could not build {LIBRARY} (exit {done.returncode}):\n{done.stderr[-4000:]}")
         target.mkdir(exist_ok=True)
         os.replace(scratch / LIBRARY, target / LIBRARY)
     return target

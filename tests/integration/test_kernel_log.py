@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 
 from chaos.nvml.kernel_log import KernelLogFile
 from gridkeeper.clock import SystemClock
+from gridkeeper.records.fleet import EventKind
 from nodeagent.kernel_file import FileSource
-from nodeagent.kernel_log import Entry, Gap, KernelLog, KernelLogError, KmsgSource, Memory, open_kernel_log
+from nodeagent.kernel_log import (
+    Entry,
+    Gap,
+    KernelLog,
+    KernelLogError,
+    KmsgSource,
+    Memory,
+    gap_sighting,
+    open_kernel_log,
+)
 from nodeagent.kernel_parse import MAX_LINE, LogLine
 
 
@@ -139,7 +149,11 @@ def test_truncation_without_a_copy_is_told(tmp_path: Path) -> None:
     gap, *rest = source.poll(100)
     assert isinstance(gap, Gap)
     assert not gap.certain
+    assert gap_sighting(gap, 5) is None, "what may be is no evidence"
     assert numbers(rest) == [3]
+    lost = gap_sighting(Gap("the ring buffer overran"), 5)
+    assert lost is not None
+    assert (lost.kind, lost.slot, lost.seen_ms) == (EventKind.OVERFLOW, "", 5)
 
 
 def test_a_line_that_is_too_long_is_cut_and_the_next_is_whole(tmp_path: Path) -> None:
