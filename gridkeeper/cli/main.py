@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("gridkeeper.cli.daemons:demo", "Two stories of faults, played and checked."),
     "agent": ("gridkeeper.cli.daemons:agent", "Run a node's agent."),
     "controlplane": ("gridkeeper.cli.daemons:controlplane", "Run a replica of a region's control plane."),
+    "ca": ("gridkeeper.cli.ca:ca", "Certificates from a built-in authority."),
     "version": ("gridkeeper.cli.about:version", "The version of this program."),
 }
 """Name -> (module:attribute, one line of help)."""
