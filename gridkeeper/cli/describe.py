@@ -116,7 +116,7 @@ def print_fields(value: dict[str, Any], now_ms: int, depth: int = 1) -> None:
                 print(f"{pad}  -")
                 print_fields(one, now_ms, depth + 2)
         else:
-            print(f"{pad}{key}: {_shown(key, held, now_ms)}")
+            print(f"{pad}{key.removesuffix('_ms')}: {_shown(key, held, now_ms)}")
 
 
 def _print_metrics(metrics: list[dict[str, Any]], pad: str) -> None:
