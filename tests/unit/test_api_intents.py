@@ -1,0 +1,98 @@
+"""What humans ask for becomes one guarded decision, or a refusal that says why; asking twice changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from controlplane.rpc import intents
+from controlplane.rpc.intents import Plan, Wish
+from controlplane.rpc.refusal import Refusal, near
+from gridkeeper.ids import JobId, NodeId
+from gridkeeper.keys import KEYS
+from gridkeeper.records.faults import IncidentState
+from gridkeeper.records.fleet import HealthState
+from gridkeeper.records.jobs import JobState
+from tests.fixtures import records
+from tests.fixtures.grid import FakeGrid
+
+WISH = Wish("user/ann", "by hand", records.TRACE)
+
+
+def _fleet() -> FakeGrid:
+    grid = FakeGrid("east")
+    grid.put(grid.keys.node(NodeId("east-1")), records.node())
+    grid.put(grid.keys.node(NodeId("bare")), records.node("bare", devices=0))
+    for i in range(2):
+        device = records.device(f"east-1/gpu{i}")
+        grid.put(grid.keys.device(device.id), device)
+        grid.put(grid.keys.health(device.id), records.health(device.id))
+    return grid
+
+
+def _refused(act: Callable[[], Plan]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(Refusal) as refused:
+        act()
+    return refused.value.code, str(refused.value)
+
+
+def test_a_drain_request_holds_only_while_the_device_is_as_it_was_seen() -> None:
+    grid = _fleet()
+    plan = intents.drain("east-1/gpu0", WISH, grid.region(), grid.now())
+    assert plan.decision is not None
+    assert {guard.key for guard in plan.decision.guards} == {grid.keys.device(records.device().id)}
+    assert (plan.decision.trace, plan.decision.subject) == (records.TRACE, "device/east-1/gpu0")
+
+
+@pytest.mark.parametrize("state", sorted(intents.OUT))
+def test_a_device_on_its_way_out_is_not_asked_for_again(state: HealthState) -> None:
+    grid = _fleet()
+    sick = records.health(state=state)
+    grid.put(grid.keys.health(sick.device), sick)
+    plan = intents.drain("east-1/gpu0", WISH, grid.region(), grid.now())
+    assert plan.decision is None and state.value in plan.sentence
+
+
+def test_drains_of_what_is_not_there() -> None:
+    grid = _fleet()
+    state, now = grid.region(), grid.now()
+    assert _refused(lambda: intents.drain("", WISH, state, now))[1].startswith("target: it is empty")
+    assert _refused(lambda: intents.drain("east-2", WISH, state, now))[0] is grpc.StatusCode.NOT_FOUND
+    assert "cordon it instead" in _refused(lambda: intents.drain("bare", WISH, state, now))[1]
+
+
+def test_a_resolved_incident_cannot_be_acknowledged() -> None:
+    grid = FakeGrid("east")
+    over = dataclasses.replace(records.incident(), state=IncidentState.RESOLVED, resolution="cleared")
+    grid.put(grid.keys.incident("i1"), over)
+    code, message = _refused(lambda: intents.ack_incident("i1", WISH, grid.region()))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION and "is resolved already (cleared)" in message
+
+
+@pytest.mark.parametrize("state", [JobState.STOPPED, JobState.SUCCEEDED, JobState.FAILED])
+def test_a_job_that_is_over_is_not_started_again_by_submitting_it(state: JobState) -> None:
+    grid = FakeGrid("east")
+    grid.put(KEYS.job(JobId("train")), records.job(state=state))
+    plan = intents.submit_job(records.spec(), WISH, grid.world(), grid.now())
+    assert plan.decision is None and "under another name to run it again" in plan.sentence
+    assert intents.stop_job("train", WISH, grid.world()).decision is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"), [("x" * 501, "501 characters"), ("a\nb", "line breaks"), ("\x1b[2J", "control")]
+)
+def test_reasons_are_one_printable_line(reason: str, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
+        intents.checked_reason(reason)
+    assert intents.checked_reason("  ") == "by hand"
+
+
+def test_names_that_come_near() -> None:
+    names = {f"east-{i}/gpu{j}" for i in range(3) for j in range(3)}
+    assert near("east-1/gpu", names) and all(name.startswith("east-1/gpu") for name in near("east-1/gpu", names))
+    assert near("eats-1/gpu2", {"east-1/gpu2"}) == ["east-1/gpu2"]
+    assert near("zzz", names) == []
+    assert near("zzz", {str(i) for i in range(100_000)}) == []
