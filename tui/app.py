@@ -148,13 +148,15 @@ class GridApp(App[None]):
         screen = self.top()
         if screen is not None:
             screen.refresh_view()
-        if isinstance(self.screen, GridModal) and self.screen.is_mounted:
-            self.screen.refresh_view()
+        over = self.screen_stack[-1] if self.screen_stack else None
+        if isinstance(over, GridModal) and over.is_mounted:
+            over.refresh_view()
 
     def say(self, text: str, tone: Tone = Tone.PLAIN) -> None:
         """In the status line, for a while."""
         self.notice = (span(text, tone),) if text else ()
         self._notice_until_ms = self.clock.mono_ms() + NOTICE_MS
+        self.call_later(self.refresh_views)
 
     # -- going places ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,9 @@ from tui.app import GridApp
 from tui.canned import CannedFeed
 from tui.palette import DARK, LIGHT
 
+STORY = " ".join(["down"] * 6 + ["right"] * 6)
+"""The keys that lead to the device of the incident."""
+
 
 class StillClock:
     """A clock that stands at the sample's moment."""
@@ -47,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--size", default="120x36", help="columns x rows")
-    parser.add_argument("--keys", default="", help="keys to press first, separated by spaces")
+    parser.add_argument("--keys", default=STORY, help="keys to press first, separated by spaces")
     parser.add_argument("--start", default="", help="a command as after ':'")
     parser.add_argument("--light", action="store_true")
     options = parser.parse_args()

@@ -102,7 +102,7 @@ def node_object(region: str, rack: str, node: str, state: str = "") -> Object:
         ),
         replica="" if silent else f"cp-{region}-1",
         heard_age_ms=-1 if silent else 240,
-        devices_usable=0 if silent else 8,
+        devices_usable=0 if silent else 8 - sum(f"{node}/gpu{i}" in _ODD and node != "a1-n3" for i in range(8)),
     )
     if node == "k2-n3":
         reason = pb.CordonReason(owner="mara", reason="rack power work until 04:00", created_ms=NOW_MS - HOUR)

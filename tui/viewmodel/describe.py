@@ -89,10 +89,9 @@ def lines(state: State, ref: Ref, now: Now, detail: Object | None = None) -> Lin
         out += _job(state, item, now_ms)
     elif which == "sla":
         out += _sla(item, now_ms)
-    elif which is None:
-        out.append((Span("the server told nothing about it", Tone.UNKNOWN),))
     else:
-        out += generic(getattr(item, which))
+        told = generic(getattr(item, which)) if which else []
+        out += told or [(Span("the server told nothing about it", Tone.UNKNOWN),)]
     if item.labels:
         out += [(), heading("labels")]
         out += [field(clean(k, 40), item.labels[k], Tone.DIM) for k in sorted(item.labels) if item.labels[k]]
@@ -226,8 +225,8 @@ def _device(state: State, item: Object, now_ms: int) -> Lines:
     out.append(field("card", f"{record.uuid} serial {record.serial or NONE} at {record.pci_bus_id or NONE}", Tone.DIM))
     out.append(field("place", f"{item.region} / {record.rack} / {record.node} / {record.slot}", Tone.DIM))
     old = f" {duration(view.metrics_age_ms)} ago" if view.metrics_age_ms >= 0 else ""
-    out += [(), heading(f"readings{old}"), *metrics(view)]
-    return [*out, (), heading("timeline"), *timeline(state, item.name, now_ms)]
+    out += [(), heading("timeline"), *timeline(state, item.name, now_ms, most=10)]
+    return [*out, (), heading(f"readings{old}"), *metrics(view)]
 
 
 def _node(state: State, item: Object, now_ms: int) -> Lines:
@@ -235,7 +234,7 @@ def _node(state: State, item: Object, now_ms: int) -> Lines:
     mark = words.mark(words.NODE, view.liveness.state) if view.HasField("liveness") else words.UNKNOWN
     out: Lines = [
         field("state", (*mark.spans(), Span(f"  for {age(view.liveness.since_ms, now_ms)}", Tone.DIM))),
-        field("why", view.liveness.reason),
+        *([field("why", view.liveness.reason)] if view.liveness.reason else []),
         field("place", f"{item.region} / {view.record.rack}"),
         field("devices", f"{view.devices_usable} usable of {len(view.record.devices)}"),
         field("stream", f"replica {view.replica}" if view.replica else "no replica holds it", Tone.DIM),

@@ -63,8 +63,9 @@ def composition(view: SlaView, columns: int) -> Spans:
     if total <= 0:
         return (Span("╌" * columns, Tone.DIM),)
     cells = [max(1, columns * ms // total) if ms > 0 else 0 for _, _, ms in parts]
-    largest = max(range(len(cells)), key=lambda i: parts[i][2])
-    cells[largest] = max(1, cells[largest] + columns - sum(cells))
+    while sum(cells) > columns:
+        cells[cells.index(max(cells))] -= 1
+    cells[max(range(len(cells)), key=lambda i: parts[i][2])] += columns - sum(cells)
     return tuple(Span(glyph * n, tone) for (glyph, tone, _), n in zip(parts, cells, strict=True) if n)
 
 

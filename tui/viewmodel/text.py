@@ -17,6 +17,9 @@ from rich.cells import cell_len, set_cell_size
 MAX_TEXT = 2_000
 """Characters kept of any one field. A terminal is a few hundred wide."""
 
+MAX_CELL = 400
+"""Characters kept of one table cell."""
+
 NONE = "–"
 """Shown where there is nothing to show."""
 
@@ -72,7 +75,7 @@ def span(text: object, tone: Tone = Tone.PLAIN) -> Span:
 
 def cell(text: object, tone: Tone = Tone.PLAIN) -> Spans:
     """A table cell of one span; empty text shows as a dash."""
-    cleaned = clean(str(text))
+    cleaned = clean(str(text), MAX_CELL)
     return (Span(cleaned, tone),) if cleaned else (Span(NONE, Tone.DIM),)
 
 

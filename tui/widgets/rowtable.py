@@ -68,8 +68,8 @@ class RowTable(ScrollView, can_focus=True):
         self._place_cursor()
         relaid = self._lay_out()
         if len(old.rows) != len(table.rows):
-            self.virtual_size = Size(self.size.width, len(table.rows) + 1)
-        if relaid or not old.rows or not table.rows:
+            self._measure()
+        if relaid or old.columns != table.columns or not old.rows or not table.rows:
             self.refresh()
             return
         top = int(self.scroll_offset.y)
@@ -147,9 +147,12 @@ class RowTable(ScrollView, can_focus=True):
         self._widths = widths
         return changed
 
+    def _measure(self) -> None:
+        self.virtual_size = Size(self.scrollable_content_region.width, len(self._table.rows) + 1)
+
     def on_resize(self, event: events.Resize) -> None:
         self._lay_out()
-        self.virtual_size = Size(self.size.width, len(self._table.rows) + 1)
+        self._measure()
         self._reveal()
         self.refresh()
 
