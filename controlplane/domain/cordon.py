@@ -1,0 +1,139 @@
+"""Cordons: reasons, each with an owner and an expiry, why nothing new is placed on a node or device. Pure.
+
+Nobody removes another's reason. Every cordon counts in the budgets and is never refused by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controlplane.domain import health
+from controlplane.domain.budget import Book, devices_of
+from controlplane.domain.evidence import is_level
+from controlplane.domain.health import MACHINE
+from controlplane.domain.words import listed
+from gridkeeper.decision import Decision, Draft, Now, Versioned, guards_of
+from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.keys import RegionKeys
+from gridkeeper.records.faults import HoldKind
+from gridkeeper.records.fleet import CordonReason, CordonRecord, HealthState
+from gridkeeper.snapshot import RegionState, Settings
+
+MAX_DEVICES = 30
+"""Devices that one uncordon returns at once: each is a health record and its findings in the same transaction."""
+MAX_FINDINGS = 40
+
+RETURNABLE = frozenset({HealthState.DRAINED, HealthState.REPAIRING})
+
+
+class UnknownTarget(ValueError):
+    """The target is no node or device of this region; the message names it."""
+
+
+def _checked(state: RegionState, target: str) -> tuple[DeviceId, ...]:
+    if "/" in target:
+        if DeviceId(target) not in state.devices:
+            raise UnknownTarget(f"target: {target!r} is no device of region {state.region}; name it <node>/<slot>")
+    elif NodeId(target) not in state.nodes:
+        raise UnknownTarget(f"target: {target!r} is no node of region {state.region}")
+    return devices_of(state, target)
+
+
+def _reference(target: str) -> str:
+    return f"device/{target}" if "/" in target else f"node/{target}"
+
+
+def cordon(
+    state: RegionState,
+    settings: Settings,
+    target: str,
+    owner: str,
+    reason: str,
+    now: Now,
+    ttl_ms: int = 0,
+    trace: str = "",
+) -> Decision:
+    """Add the owner's reason, or replace it. ``ttl_ms`` 0: it never expires. Raises ``UnknownTarget``."""
+    devices, keys, draft = _checked(state, target), RegionKeys(state.region), Draft()
+    old = state.cordons.get(target)
+    expires = now.ledger_ms + ttl_ms if ttl_ms else 0
+    others = tuple(r for r in old.record.reasons if r.owner != owner) if old else ()
+    record = CordonRecord(target, (*others, CordonReason(owner, reason, now.ledger_ms, expires)))
+    draft.put(keys.cordon(target), record, old)
+    book = Book.of(state, settings)
+    for device in devices:
+        book.hold(device, HoldKind.CORDON, owner, draft)
+    inventory = [(keys.device(DeviceId(target)), state.devices[DeviceId(target)])] if "/" in target else []
+    until = f" for {ttl_ms} ms" if ttl_ms else ""
+    sentence = f"{target} cordoned by {owner}{until}: {reason}"
+    return Decision("cordon", sentence, draft.writes(), guards_of(inventory), _reference(target), (owner,), trace)
+
+
+def uncordon(
+    state: RegionState, settings: Settings, target: str, owner: str, reason: str, now: Now, trace: str = ""
+) -> Decision | None:
+    """Take away the owner's reason, and return drained devices to service by way of probation: the device itself if
+    ``target`` is one; of a node, those that a human had drained. None: there is nothing to do. Raises
+    ``UnknownTarget``."""
+    devices, keys, draft = _checked(state, target), RegionKeys(state.region), Draft()
+    old, book, done = state.cordons.get(target), Book.of(state, settings), []
+    if old is not None and any(r.owner == owner for r in old.record.reasons):
+        _drop(state, book, old, frozenset({owner}), draft)
+        left = [r.owner for r in old.record.reasons if r.owner != owner]
+        done.append(f"{target} uncordoned by {owner}" + (f" (still cordoned by {listed(left)})" if left else ""))
+    returned = [d for d in devices if _returnable(state, d, human_only="/" not in target)][:MAX_DEVICES]
+    budget = MAX_FINDINGS
+    for device in returned:
+        held = state.health[device]
+        why = f"returned by {owner}: {reason}"
+        back = health.moved(held.record, HealthState.PROBATION, why, now.ledger_ms)
+        draft.put(keys.health(device), replace(back, evidence=()), held)
+        for name, finding in sorted(state.findings.items()):
+            record = finding.record
+            if record.device == device and record.active and not is_level(record) and budget:
+                draft.put(keys.finding(name), replace(record, active=False), finding)
+                budget -= 1
+    if returned:
+        done.append(f"{listed([str(d) for d in returned])} on probation, returned by {owner}")
+    if not done:
+        return None
+    sentence = f"{'; '.join(done)}: {reason}"
+    return Decision("uncordon", sentence, draft.writes(), (), _reference(target), (owner,), trace)
+
+
+def _returnable(state: RegionState, device: DeviceId, human_only: bool) -> bool:
+    held = state.health.get(device)
+    if held is None or held.record.state not in RETURNABLE:
+        return False
+    drain = state.drains.get(held.record.drain)
+    return not human_only or drain is None or drain.record.requested_by != MACHINE
+
+
+def _drop(state: RegionState, book: Book, old: Versioned[CordonRecord], owners: frozenset[str], draft: Draft) -> None:
+    """Remove the reasons of ``owners``; their holds go unless the same owner cordons the device by another target."""
+    keys = RegionKeys(state.region)
+    target = old.record.target
+    left = tuple(r for r in old.record.reasons if r.owner not in owners)
+    if left:
+        draft.put(keys.cordon(target), replace(old.record, reasons=left), old)
+    else:
+        draft.delete(keys.cordon(target), old)
+    for device in devices_of(state, target):
+        other = state.cordons.get(state.devices[device].record.node if "/" in target else device)
+        still = {r.owner for r in other.record.reasons} if other else set()
+        for owner in owners - still:
+            book.release(device, draft, owner, HoldKind.CORDON)
+
+
+def decide_expiry(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """Cordons whose time is up. One decision: they share the budget records."""
+    book, draft, told = Book.of(state, settings), Draft(), []
+    for target, old in sorted(state.cordons.items()):
+        owners = frozenset(r.owner for r in old.record.reasons if 0 < r.expires_ms <= now.ledger_ms)
+        if owners and len(draft.puts) < MAX_FINDINGS:
+            _drop(state, book, old, owners, draft)
+            told.append(f"{target} (by {', '.join(sorted(owners))})")
+    if not told:
+        return ()
+    sentence = f"cordons have expired: {listed(told)}"
+    return (Decision("cordon.expire", sentence, draft.writes(), subject=f"region/{state.region}"),)

@@ -1,0 +1,292 @@
+"""Taking devices out of service: by budget, on evidence, and done only when every job is certainly gone. Pure.
+
+    planned → admitted (budgets reserved) → evacuating → drained          or refused | cancelled | expired
+
+- A drain is planned on findings that ask for it, at least one of them fresh, of a device on a node that is heard; or
+  on a human's request. It cites them with their age and the store's revision, and its transaction compares the
+  revisions of the health record and of the findings that it rests on.
+- Intent and budget holds are one transaction. Without room the drain is ``refused``: the device stays degraded (so
+  nothing new is placed on it), and the same drain is admitted when room comes. Evidence that goes away cancels it.
+- ``drained`` says that no process of any job can be on the device (``jobs_on``); the deadline passing is ``expired``.
+- A drain that a human cancelled is not planned again on the same evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from controlplane.domain import health
+from controlplane.domain.budget import Book
+from controlplane.domain.drain_progress import OPEN, UNDER_WAY, Drain, given_up, progress, satisfied
+from controlplane.domain.evacuation import jobs_on
+from controlplane.domain.evidence import Finding, by_subject, calls_out, is_level, merged, rank, weighs_on_device
+from controlplane.domain.health import MACHINE
+from controlplane.domain.words import clock_time, duration, listed, made_id
+from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
+from gridkeeper.ids import DeviceId, DrainId, JobId
+from gridkeeper.keys import RegionKeys
+from gridkeeper.records.common import Stamp
+from gridkeeper.records.faults import (
+    DrainRecord,
+    DrainRequestRecord,
+    DrainState,
+    HoldKind,
+    IncidentState,
+)
+from gridkeeper.records.fleet import HealthRecord, HealthState
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
+
+MAX_EVIDENCE_AGE_MS = 24 * 3_600_000
+"""An event older than this when it is looked at convicts nobody any more: the host may have changed since."""
+
+BATCH = 16
+"""Drains per transaction: four records and two guards each, and the budgets."""
+
+DRAINABLE = frozenset({HealthState.SUSPECT, HealthState.DEGRADED})
+BY_HAND = frozenset({*DRAINABLE, HealthState.HEALTHY, HealthState.PROBATION, HealthState.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """One device that is to be drained. ``old``: its refused drain. ``request``: the human's wish, if it is new."""
+
+    device: DeviceId
+    held: Versioned[HealthRecord]
+    findings: tuple[Finding, ...]
+    old: Drain | None
+    request: Versioned[DrainRequestRecord] | None
+
+    @property
+    def order(self) -> tuple[bool, tuple[int, ...], int, str]:
+        """Humans first, then the gravest, then the oldest."""
+        by_hand = self.request is not None or (self.old is not None and self.old.record.requested_by != MACHINE)
+        gravest = max((rank(f.record)[:2] for f in self.findings), default=(0, 0))
+        since = min((f.record.observed_ms for f in self.findings), default=0)
+        return not by_hand, tuple(-n for n in gravest), since, self.device
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Drains that share one transaction, because they share budgets."""
+
+    draft: Draft = field(default_factory=Draft)
+    guards: dict[str, Guard] = field(default_factory=dict)
+    drains: list[DrainRecord] = field(default_factory=list)
+
+
+def decide_drains(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """Progress of drains under way, one decision each; then what is new, in one."""
+    keys, book = RegionKeys(state.region), Book.of(state, settings)
+    findings = by_subject(state.findings)
+    newest = _newest_by_device(state)
+    decisions: list[Decision] = []
+    for drain in newest.values():
+        if drain.record.state in UNDER_WAY:
+            decisions.extend(progress(state, world, now, keys, drain))
+    decisions.extend(given_up(state, settings, now, keys, newest, findings))
+    decisions.extend(satisfied(state, keys, newest))
+    wishes = sorted(_wishes(state, now, keys, newest, findings), key=lambda wish: wish.order)
+    batch = _Batch()
+    for wish in wishes:
+        refusal = book.refusal(wish.device)
+        if refusal is None and len(batch.drains) < BATCH:
+            _admit(state, world, settings, now, keys, book, batch, wish)
+        elif refusal is not None:
+            decisions.extend(_refuse(state, settings, now, keys, book, wish, refusal.names, refusal.sentence))
+    if batch.drains:
+        decisions.append(_admission(batch))
+    return tuple(decisions)
+
+
+def _newest_by_device(state: RegionState) -> dict[DeviceId, Drain]:
+    newest: dict[DeviceId, Drain] = {}
+    for _, drain in sorted(state.drains.items()):
+        other = newest.get(drain.record.device)
+        if other is None or drain.created > other.created:
+            newest[drain.record.device] = drain
+    return newest
+
+
+# -- what is new ------------------------------------------------------------------------------------------------------
+
+
+def _wishes(
+    state: RegionState,
+    now: Now,
+    keys: RegionKeys,
+    newest: dict[DeviceId, Drain],
+    findings: dict[str, list[Finding]],
+) -> Iterator[_Wish]:
+    """Devices that evidence or humans want out, and that are in."""
+    for device in sorted({*state.drain_requests, *state.health}):
+        held = state.health.get(device)
+        if held is None or device not in state.devices:
+            continue
+        request, last = state.drain_requests.get(device), newest.get(device)
+        if last is not None and last.record.state in UNDER_WAY:
+            continue
+        if last is not None and keys.drain(last.record.id) in state.suspect_keys:
+            continue
+        old = last if last is not None and last.record.state in OPEN else None
+        by_hand = request is not None or (old is not None and old.record.requested_by != MACHINE)
+        if by_hand and held.record.state in BY_HAND:
+            active = tuple(f for f in findings.get(device, ()) if f.record.active and weighs_on_device(f.record))
+            yield _Wish(device, held, active, old, request)
+        elif held.record.state in DRAINABLE:
+            calling = tuple(f for f in findings.get(device, ()) if f.record.active and calls_out(f.record))
+            if _convicts(calling, old or _declined(last), now):
+                yield _Wish(device, held, calling, old, None)
+
+
+def _declined(last: Drain | None) -> Drain | None:
+    return last if last is not None and last.record.state is DrainState.CANCELLED else None
+
+
+def _convicts(calling: tuple[Finding, ...], last: Drain | None, now: Now) -> bool:
+    """At least one finding is fresh, and (after a cancelled drain) newer than what was judged then."""
+    fresh = [f for f in calling if is_level(f.record) or age_ms(f, now) <= MAX_EVIDENCE_AGE_MS]
+    if last is not None and last.record.state is DrainState.CANCELLED:
+        return any(f.revision > last.revision for f in fresh)
+    return bool(fresh) or (last is not None and bool(calling))
+
+
+def age_ms(finding: Finding, now: Now) -> int:
+    """Of the evidence, by ledger time."""
+    return max(0, now.ledger_ms - finding.record.observed_ms)
+
+
+def _admit(
+    state: RegionState,
+    world: GlobalState,
+    settings: Settings,
+    now: Now,
+    keys: RegionKeys,
+    book: Book,
+    batch: _Batch,
+    wish: _Wish,
+) -> None:
+    planned = _planned(state, now, wish)
+    names = book.hold(wish.device, HoldKind.DRAIN, planned.id, batch.draft)
+    drain = replace(
+        planned,
+        state=DrainState.ADMITTED,
+        reason=f"{planned.reason}; budgets {book.usage(wish.device)}",
+        budgets=names,
+        jobs=tuple(JobId(job) for job in sorted(jobs_on(state, world, wish.device).jobs)),
+        deadline_ms=now.ledger_ms + settings.timings.drain_deadline_ms,
+        stages=(*planned.stages, Stamp(DrainState.ADMITTED.value, now.ledger_ms)),
+    )
+    moved = health.moved(wish.held.record, HealthState.DRAINING, drain.reason, now.ledger_ms)
+    moved = replace(moved, rule=drain.rule, rule_version=drain.rule_version)
+    _record(state, keys, batch.draft, wish, drain, moved)
+    for finding in wish.findings[:2]:
+        key = keys.finding(finding.record.id)
+        batch.guards[key] = Guard(key, finding.revision)
+    batch.drains.append(drain)
+
+
+def _refuse(
+    state: RegionState,
+    settings: Settings,
+    now: Now,
+    keys: RegionKeys,
+    book: Book,
+    wish: _Wish,
+    names: tuple[str, ...],
+    why: str,
+) -> Iterator[Decision]:
+    """Write the refusal down, once per set of full budgets."""
+    old = wish.old
+    if old is not None and old.record.state is DrainState.REFUSED and old.record.budgets == names:
+        return
+    planned = _planned(state, now, wish)
+    drain = replace(
+        planned,
+        state=DrainState.REFUSED,
+        reason=f"{planned.reason}; refused: {why}",
+        budgets=names,
+        stages=(*planned.stages, Stamp(DrainState.REFUSED.value, now.ledger_ms)),
+    )
+    draft = Draft()
+    _record(state, keys, draft, wish, drain, wish.held.record)
+    sentence = f"drain {drain.id} of {wish.device} is refused: {why}; nothing new is placed on it meanwhile"
+    yield Decision(
+        "drain.plan", sentence, draft.writes(), (), f"drain/{drain.id}", drain.evidence, drain.trace
+    )  # fmt: skip
+
+
+def _planned(state: RegionState, now: Now, wish: _Wish) -> DrainRecord:
+    """The drain as it is planned now; a refused one keeps id, requester and stages."""
+    held, old = wish.held.record, wish.old.record if wish.old else None
+    ranked = sorted((f.record for f in wish.findings), key=rank, reverse=True)
+    requested_by = wish.request.record.requested_by if wish.request else (old.requested_by if old else MACHINE)
+    age = max(0, now.ledger_ms - max((f.observed_ms for f in ranked), default=now.ledger_ms))
+    evidence = merged((), tuple(e for f in ranked for e in (f.id, *f.evidence)))
+    if requested_by == MACHINE and ranked:
+        main = ranked[0]
+        own = max(0, now.ledger_ms - main.observed_ms)
+        more = f" and {len(ranked) - 1} more findings" if len(ranked) > 1 else ""
+        cited = listed(main.evidence, 2)
+        reason = f"{main.sentence}{more}, {duration(own)} old, evidence {cited}; rule {main.rule} v{main.rule_version}"
+        rule, version = main.rule, main.rule_version
+    else:
+        asked = wish.request.record.reason if wish.request else (old.reason.split("; ")[0] if old else "")
+        when = clock_time(wish.request.record.requested_ms) if wish.request else ""
+        reason = f"asked for by {requested_by} at {when}: {asked}" if wish.request else asked
+        rule, version = "by-hand", 1
+        evidence = merged((requested_by,), evidence)
+    trace = old.trace if old and old.trace else ""
+    if not trace and wish.request:
+        trace = wish.request.record.trace
+    incident = state.incidents.get(held.incident)
+    trace = trace or (incident.record.trace if incident else "") or held.trace
+    return DrainRecord(
+        id=old.id if old else DrainId(made_id(wish.device, "drain", state.revision)),
+        region=state.region,
+        node=held.node,
+        device=wish.device,
+        uuid=held.uuid,
+        incident=held.incident,
+        state=DrainState.PLANNED,
+        reason=reason,
+        evidence=evidence,
+        evidence_age_ms=age,
+        decided_revision=state.revision,
+        rule=rule,
+        rule_version=version,
+        budgets=(),
+        jobs=(),
+        requested_by=requested_by,
+        planned_ms=old.planned_ms if old else now.ledger_ms,
+        deadline_ms=0,
+        stages=old.stages if old else (Stamp(DrainState.PLANNED.value, now.ledger_ms),),
+        trace=trace,
+    )
+
+
+def _record(
+    state: RegionState, keys: RegionKeys, draft: Draft, wish: _Wish, drain: DrainRecord, held: HealthRecord
+) -> None:
+    """Drain, health and incident name each other; a request that became a drain is done."""
+    draft.put(keys.drain(drain.id), drain, wish.old)
+    draft.put(keys.health(wish.device), replace(held, drain=drain.id), wish.held)
+    incident = state.incidents.get(drain.incident)
+    if incident is not None and incident.record.state is not IncidentState.RESOLVED:
+        draft.put(keys.incident(drain.incident), replace(incident.record, drain=drain.id), incident)
+    if wish.request is not None:
+        draft.delete(keys.drain_request(wish.device), wish.request)
+
+
+def _admission(batch: _Batch) -> Decision:
+    first = batch.drains[0]
+    if len(batch.drains) == 1:
+        sentence = f"drain {first.id} of {first.device} is admitted: {first.reason}"
+        subject = f"drain/{first.id}"
+    else:
+        names = listed([drain.id for drain in batch.drains], BATCH)
+        sentence = f"{len(batch.drains)} drains are admitted ({names}); the first: {first.reason}"
+        subject = f"drain/{first.id}"
+    evidence = tuple(dict.fromkeys(e for drain in batch.drains for e in drain.evidence))[:64]
+    writes, guards = batch.draft.writes(), tuple(batch.guards.values())
+    return Decision("drain.plan", sentence, writes, guards, subject, evidence, first.trace)

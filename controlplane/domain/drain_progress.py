@@ -1,0 +1,170 @@
+"""Drains after their admission: how far they got, and how they are given up. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from controlplane.domain import health
+from controlplane.domain.budget import HOLDING, Book
+from controlplane.domain.evacuation import jobs_on
+from controlplane.domain.evidence import Finding, calls_out, weighs_on_device
+from controlplane.domain.health import MACHINE
+from controlplane.domain.words import clock_time, listed
+from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
+from gridkeeper.ids import DeviceId, DrainId, IncidentId, JobId
+from gridkeeper.keys import RegionKeys
+from gridkeeper.records.common import Stamp
+from gridkeeper.records.faults import DrainRecord, DrainState
+from gridkeeper.records.fleet import HealthRecord, HealthState
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
+
+OPEN = frozenset({DrainState.PLANNED, DrainState.REFUSED, DrainState.ADMITTED, DrainState.EVACUATING})
+UNDER_WAY = frozenset({DrainState.ADMITTED, DrainState.EVACUATING, DrainState.EXPIRED})
+
+Drain = Versioned[DrainRecord]
+
+
+# -- drains under way -------------------------------------------------------------------------------------------------
+
+
+def progress(state: RegionState, world: GlobalState, now: Now, keys: RegionKeys, drain: Drain) -> Iterator[Decision]:
+    """admitted → evacuating → drained, or expired. Nothing is concluded while the global store is not fresh, but time
+    passes."""
+    record, held = drain.record, state.health.get(drain.record.device)
+    if held is None or held.record.drain != record.id:
+        return
+    present = jobs_on(state, world, record.device)
+    late = record.state is not DrainState.EXPIRED and now.ledger_ms >= record.deadline_ms
+    if not present.unknown and not present.jobs:
+        yield _drained(now, keys, drain, held, present.released)
+    elif late:
+        waits = present.unknown or f"{listed(sorted(present.jobs))} not confirmed stopped"
+        why = f"past its deadline of {clock_time(record.deadline_ms)}: {waits}"
+        yield _to(now, keys, drain, held, DrainState.EXPIRED, HealthState.DRAINING, why)
+    elif record.state is DrainState.ADMITTED and present.jobs:
+        jobs = tuple(JobId(job) for job in sorted({*record.jobs, *present.jobs}))
+        why = f"waits for {listed(jobs)} to leave"
+        yield _to(now, keys, _with_jobs(drain, jobs), held, DrainState.EVACUATING, HealthState.DRAINING, why)
+
+
+def _with_jobs(drain: Drain, jobs: tuple[JobId, ...]) -> Drain:
+    return replace(drain, record=replace(drain.record, jobs=jobs))
+
+
+def _drained(
+    now: Now, keys: RegionKeys, drain: Drain, held: Versioned[HealthRecord], released: tuple[str, ...]
+) -> Decision:
+    why = f"no job is on it: {listed(released)}" if released else "no job was on it"
+    return _to(now, keys, drain, held, DrainState.DRAINED, HealthState.DRAINED, why)
+
+
+def _to(
+    now: Now,
+    keys: RegionKeys,
+    drain: Drain,
+    held: Versioned[HealthRecord],
+    to: DrainState,
+    device: HealthState,
+    why: str,
+) -> Decision:
+    record, draft = drain.record, Draft()
+    stages = (*record.stages, Stamp(to.value, now.ledger_ms))
+    draft.put(keys.drain(record.id), replace(record, state=to, stages=stages), drain)
+    after = held.record
+    if device is not after.state:
+        moved = health.moved(after, device, f"{why}; {record.reason}", now.ledger_ms)
+        after = replace(moved, rule=record.rule, rule_version=record.rule_version)
+    if after != held.record:
+        draft.put(keys.health(record.device), after, held)
+    guards = () if after != held.record else (Guard(keys.health(record.device), held.revision),)
+    sentence = f"drain {record.id}: {record.device} is {to.value}, {why}"
+    return Decision(
+        f"drain.{to.value}", sentence, draft.writes(), guards, f"drain/{record.id}", record.evidence, record.trace
+    )
+
+
+# -- drains that are given up -----------------------------------------------------------------------------------------
+
+
+def given_up(
+    state: RegionState,
+    settings: Settings,
+    now: Now,
+    keys: RegionKeys,
+    newest: Mapping[DeviceId, Drain],
+    findings: Mapping[str, list[Finding]],
+) -> Iterator[Decision]:
+    """Refused drains whose evidence has gone, and what an operator's cancelling leaves to be put back."""
+    for device, drain in newest.items():
+        record, held = drain.record, state.health.get(device)
+        if record.state is DrainState.REFUSED and record.requested_by == MACHINE and device not in state.drain_requests:
+            if any(f.record.active and calls_out(f.record) for f in findings.get(device, ())):
+                continue
+            if held is None or held.record.state is not HealthState.UNKNOWN:
+                yield cancellation(state, settings, drain, MACHINE, "its evidence has cleared", now)
+        elif (
+            record.state is DrainState.CANCELLED
+            and held is not None
+            and held.record.drain == record.id
+            and held.record.state is HealthState.DRAINING
+        ):
+            yield cancellation(state, settings, drain, MACHINE, "it was cancelled", now)
+
+
+def cancellation(
+    state: RegionState, settings: Settings, drain: Drain, actor: str, reason: str, now: Now, trace: str = ""
+) -> Decision:
+    """Stop a drain that is not done: its places are free again and its device goes back to what the evidence says.
+
+    Also for the API: raises ``ValueError`` for a drain that is over (``drained`` is ended by ``uncordon``).
+    """
+    record, keys, draft = drain.record, RegionKeys(state.region), Draft()
+    if record.state not in OPEN | UNDER_WAY | {DrainState.CANCELLED}:
+        raise ValueError(f"drain {record.id} is {record.state.value}; uncordon {record.device} to return it to service")
+    if record.state is not DrainState.CANCELLED:
+        stages = (*record.stages, Stamp(DrainState.CANCELLED.value, now.ledger_ms))
+        ended = replace(
+            record, state=DrainState.CANCELLED, stages=stages, reason=f"{record.reason}; cancelled: {reason}"
+        )
+        draft.put(keys.drain(record.id), ended, drain)
+    if record.state in HOLDING or record.state is DrainState.CANCELLED:
+        Book.of(state, settings).release(record.device, draft, record.id)
+    held = state.health.get(record.device)
+    if held is not None and held.record.drain == record.id:
+        back = replace(held.record, drain=DrainId(""))
+        if held.record.state is HealthState.DRAINING:
+            faulty = any(
+                f.record.device == record.device and f.record.active and weighs_on_device(f.record)
+                for f in state.findings.values()
+            )
+            to = HealthState.DEGRADED if faulty else HealthState.HEALTHY
+            back = replace(
+                health.moved(back, to, f"drain {record.id} was cancelled by {actor}: {reason}", now.ledger_ms)
+            )
+        draft.put(keys.health(record.device), back, held)
+    incident = state.incidents.get(record.incident) if record.incident else None
+    if incident is not None and incident.record.drain == record.id:
+        draft.put(keys.incident(IncidentId(record.incident)), replace(incident.record, drain=DrainId("")), incident)
+    sentence = f"drain {record.id} of {record.device} is cancelled by {actor}: {reason}"
+    return Decision(
+        "drain.cancel", sentence, draft.writes(), (), f"drain/{record.id}", record.evidence, trace or record.trace
+    )
+
+
+def satisfied(state: RegionState, keys: RegionKeys, newest: Mapping[DeviceId, Drain]) -> Iterator[Decision]:
+    """Requests for devices that are out, or on their way, or gone from the inventory, are done."""
+    for device, request in sorted(state.drain_requests.items()):
+        held, last = state.health.get(device), newest.get(device)
+        if device not in state.devices:
+            why = "it is not in the inventory"
+        elif last is not None and last.record.state in UNDER_WAY:
+            why = f"drain {last.record.id} is under way"
+        elif held is not None and held.record.state in health.OUT - {HealthState.PROBATION}:
+            why = f"it is {held.record.state.value} already"
+        else:
+            continue
+        draft = Draft()
+        draft.delete(keys.drain_request(device), request)
+        sentence = f"the wish of {request.record.requested_by} to drain {device} is done with: {why}"
+        yield Decision("drain.plan", sentence, draft.writes(), (), f"device/{device}", (), request.record.trace)

@@ -1,0 +1,64 @@
+"""Which jobs may have a process on a device. Pure.
+
+A job is off a device only for a reason that cannot be undone: the run of the owning epoch is confirmed stopped (its
+whole process tree is gone), or the ownership has moved on to an epoch elsewhere, which happens only after a confirmed
+stop or after R past a durable revoke intent (architecture §4.1). A reservation for an epoch that does not own the job
+yet counts as present: a process may be about to start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gridkeeper.ids import DeviceId, Epoch, JobId
+from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.records.jobs import RunPhase
+from gridkeeper.snapshot import GlobalState, RegionState
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """``jobs``: may have a process there. ``released``: one sentence per job that was there and certainly is not now.
+    ``unknown``: why nothing can be concluded; ""."""
+
+    jobs: frozenset[JobId]
+    released: tuple[str, ...]
+    unknown: str
+
+
+def jobs_on(state: RegionState, world: GlobalState, device: DeviceId) -> Presence:
+    """What both stores say of one device of this region."""
+    jobs: set[JobId] = set()
+    released: list[str] = []
+    for job, ownership in sorted(world.ownership.items()):
+        owner = ownership.record
+        if owner.region != state.region or device not in owner.devices:
+            continue
+        if stopped(world, job, owner.epoch):
+            released.append(f"{job} epoch {owner.epoch} is confirmed stopped")
+        else:
+            jobs.add(job)
+    for job, reservation in sorted(state.reservations.items()):
+        if device not in reservation.record.devices:
+            continue
+        held = world.ownership.get(job)
+        if held is None or held.record.migration != reservation.record.migration:
+            jobs.add(job)
+    return Presence(frozenset(jobs), tuple(released), _unknown(state, world))
+
+
+def stopped(world: GlobalState, job: JobId, epoch: Epoch) -> bool:
+    """The agent confirmed that the whole process tree of that epoch is gone."""
+    key = KEYS.run(job, epoch.generation, epoch.number)
+    run = world.runs.get(key.removeprefix(KEYS.prefix("runs")))
+    return run is not None and run.record.phase is RunPhase.EXITED and run.record.stop_confirmed
+
+
+def _unknown(state: RegionState, world: GlobalState) -> str:
+    if not world.fresh:
+        return "the global store cannot be reached, so nobody knows which jobs are on it"
+    owned = KEYS.prefix("ownership")
+    reserved = RegionKeys(state.region).prefix("reservations")
+    bad = next((key for key in sorted(world.suspect_keys) if key.startswith(owned)), "")
+    bad = bad or next((key for key in sorted(state.suspect_keys) if key.startswith(reserved)), "")
+    return f"{bad} does not decode, so nobody knows which devices it names" if bad else ""
