@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Iterable, Set
-from dataclasses import dataclass, field, replace
-
-from google.protobuf.message import DecodeError
+from collections import deque
+from collections.abc import Awaitable, Set
+from dataclasses import dataclass, field
 
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.disk import DiskError, DiskLog
@@ -26,6 +23,17 @@ from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import AgentEvent, EventBatch
 from nodeagent.dedupe import Admitted
 from nodeagent.disklog import LogSource
+from nodeagent.spooled import (
+    MEMORY_BYTES,
+    OF,
+    OVERFLOW_SPOOL,
+    MemoryLog,
+    Spooled,
+    from_bytes,
+    is_notice,
+    merged,
+    to_bytes,
+)
 
 log = logging.getLogger("gridkeeper.agent.spool")
 
@@ -37,106 +45,10 @@ DISK_LIMIT_MS = 5_000
 """A disk that has not answered by then counts as unwritable."""
 RETRY_MS = 10_000
 """Between two looks whether an unwritable disk takes records again."""
-MEMORY_BYTES = 4 << 20
-OVERFLOW_SPOOL = 1
-"""Code of the ``OVERFLOW`` event "the spool was full"."""
 OVERFLOW_DAMAGE = 3
 """Code of the ``OVERFLOW`` event "records on disk were damaged"."""
 ROOM = 4
 """A spool is made anew at (1 - 1/ROOM) of its limit and may then fill half of that."""
-
-_HEAD = struct.Struct(">BqqH")
-_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Spooled:
-    """One event as kept. ``seen_ms``: boot-time clock of the host's boot ``boot_id``; ``wall_ms``: the same moment on
-    the wall clock, used only when that boot is over."""
-
-    event: AgentEvent
-    seen_ms: int
-    wall_ms: int
-    boot_id: str
-
-
-def to_bytes(spooled: Spooled) -> bytes:
-    boot = spooled.boot_id.encode()
-    head = _HEAD.pack(_VERSION, spooled.seen_ms, spooled.wall_ms, len(boot))
-    return head + boot + spooled.event.SerializeToString()
-
-
-def from_bytes(data: bytes) -> Spooled | None:
-    """None for what is damaged."""
-    try:
-        version, seen_ms, wall_ms, length = _HEAD.unpack_from(data)
-        if version != _VERSION:
-            return None
-        boot = data[_HEAD.size : _HEAD.size + length].decode()
-        return Spooled(AgentEvent.FromString(data[_HEAD.size + length :]), seen_ms, wall_ms, boot)
-    except (struct.error, UnicodeDecodeError, DecodeError):
-        return None
-
-
-class MemoryLog:
-    """A ``DiskLog`` for while there is no disk: bounded, and gone with the process."""
-
-    def __init__(self, log_id: str, records: Iterable[bytes] = ()) -> None:
-        self._id = log_id
-        self._records = list(records)
-        self._first = 1
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(map(len, self._records))
-
-    @property
-    def last(self) -> int:
-        return self._first + len(self._records) - 1
-
-    def read(self) -> list[tuple[int, bytes]]:
-        return list(enumerate(self._records, self._first))
-
-    async def append(self, records: list[bytes]) -> None:
-        if self.size_bytes + sum(map(len, records)) > MEMORY_BYTES:
-            raise DiskError(f"spool in memory: full, {MEMORY_BYTES} bytes")
-        self._records += records
-
-    async def release(self, sequence: int) -> None:
-        count = max(0, sequence + 1 - self._first)
-        del self._records[:count]
-        self._first += count
-
-    async def close(self) -> None:
-        self._records.clear()
-
-
-def merged(events: Iterable[Spooled]) -> list[Spooled]:
-    """Equal (slot, kind, code) become one event with the sum of counts, dated by the first. Order of first sighting."""
-    found: OrderedDict[tuple[str, int, int], Spooled] = OrderedDict()
-    for spooled in events:
-        event = spooled.event
-        key = (event.slot, int(event.kind), event.code)
-        if key not in found:
-            found[key] = replace(spooled, event=AgentEvent.FromString(event.SerializeToString()))
-        else:
-            into = found[key].event
-            into.count += event.count
-            into.sources[:] = sorted({*into.sources, *event.sources})
-    return list(found.values())
-
-
-_OF = ", of "
-
-
-def _is_notice(spooled: Spooled) -> bool:
-    """Whether it is our own word that the spool was full: those are folded into one, and never dropped."""
-    event = spooled.event
-    return event.kind == records_pb2.EVENT_KIND_OVERFLOW and event.code == OVERFLOW_SPOOL and not event.slot
 
 
 @dataclass(slots=True)
@@ -188,8 +100,9 @@ class Spool:
         """0 when empty."""
         return self._age(self._kept[0].spooled)[0] if self._kept else 0
 
-    async def append(self, admitted: Admitted, job: str = "") -> int:
-        """Durable on return (or flagged as not durable). Returns its sequence."""
+    async def append(self, admitted: Admitted, job: str = "", trace: str = "") -> int:
+        """Durable on return (or flagged as not durable). ``trace``: its W3C traceparent; "" = a fresh one. Returns its
+        sequence."""
         event = AgentEvent(
             slot=admitted.slot,
             kind=records_pb2.EventKind.Value(f"EVENT_KIND_{admitted.kind.name}"),
@@ -199,7 +112,7 @@ class Spool:
             count=admitted.count,
             pid=admitted.pid,
             job=job,
-            trace=f"00-{self.rng.token(16)}-{self.rng.token(8)}-01",
+            trace=trace or f"00-{self.rng.token(16)}-{self.rng.token(8)}-01",
         )
         async with self._turn:
             await self._append(self._dated(event, admitted.seen_ms))
@@ -295,8 +208,8 @@ class Spool:
         """Merge, then drop the oldest, until half is free."""
         limit = MEMORY_BYTES if self.unwritable else self.max_bytes
         everything = merged(k.spooled for k in self._kept)
-        earlier = [spooled for spooled in everything if _is_notice(spooled)]
-        kept = [spooled for spooled in everything if not _is_notice(spooled)]
+        earlier = [spooled for spooled in everything if is_notice(spooled)]
+        kept = [spooled for spooled in everything if not is_notice(spooled)]
         sizes = [len(to_bytes(spooled)) for spooled in kept]
         total, dropped = sum(sizes), 0
         while dropped < len(kept) and total > limit // 2:
@@ -307,9 +220,9 @@ class Spool:
         if dropped:
             lost = {spooled.event.slot or "the node" for spooled in kept[:dropped]}
             for notice in earlier:
-                lost.update(notice.event.message.partition(_OF)[2].split(", "))
+                lost.update(notice.event.message.partition(OF)[2].split(", "))
                 count += notice.event.count
-            message = f"spool full: dropped the {count} oldest events{_OF}{', '.join(sorted(lost))}"
+            message = f"spool full: dropped the {count} oldest events{OF}{', '.join(sorted(lost))}"
             earlier = [self._notice(OVERFLOW_SPOOL, message, count)]
         kept = [*kept[dropped:], *earlier]
         await self._roll_over(kept, "it was full")

@@ -117,9 +117,18 @@ class ProcessExecutor:
         await self._ask(request)
 
     async def extend(self, deadlines: dict[tuple[JobId, Epoch], int]) -> None:
+        refusals: list[str] = []
         for (job, epoch), deadline_ms in deadlines.items():
-            await self._ask(Extend(job, str(epoch), deadline_ms, self._term_before_ms, self._kill_before_ms))
+            try:
+                await self._ask(Extend(job, str(epoch), deadline_ms, self._term_before_ms, self._kill_before_ms))
+            except ExecutorUnavailable:
+                raise
+            except ExecutorError as error:  # the others must not wait for it
+                refusals.append(str(error))
+                continue
             self._deadlines[job, epoch] = max(deadline_ms, self._deadlines.get((job, epoch), 0))
+        if refusals:
+            raise ExecutorError("; ".join(refusals))
 
     async def request_checkpoint(self, job: JobId, epoch: Epoch) -> None:
         await self._ask(Checkpoint(job, str(epoch)))

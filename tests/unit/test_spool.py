@@ -12,7 +12,8 @@ from gridkeeper.records.fleet import EventKind
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import AgentEvent
 from nodeagent.dedupe import Admitted
-from nodeagent.spool import RETRY_MS, Spool, merged, open_spool
+from nodeagent.spool import RETRY_MS, Spool, open_spool
+from nodeagent.spooled import merged
 
 SLOTS = {"gpu0", "gpu1"}
 

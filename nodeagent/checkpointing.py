@@ -1,0 +1,172 @@
+"""Finished checkpoint directories of running jobs, brought into the region's object store and announced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gridkeeper.ids import Epoch, JobId
+from gridkeeper.ports.clock import Clock
+from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
+from gridkeeper.v1.agent_pb2 import CheckpointAck, CheckpointReady
+from nodeagent.orders import Key, epoch_message, epoch_of
+
+log = logging.getLogger("gridkeeper.agent.checkpoints")
+
+KEEP = 2
+"""Finished directories left on the host: the newest may be in use by nobody, the one before is its spare."""
+RETRY_MS = 1_000
+GIVE_UP_MS = 60_000
+"""After the job has ended its last checkpoint is tried this long; then the report says that it is lost."""
+
+_STEP = re.compile(r"^step-(0|[1-9][0-9]{0,15})$")
+
+
+class CheckpointDirs(Protocol):
+    """Where jobs write and read checkpoints."""
+
+    def steps(self, directory: Path) -> tuple[int, ...]:
+        """Numbers of the finished ``step-<n>`` directories in it, ascending."""
+        ...
+
+    def has(self, directory: Path) -> bool: ...
+
+    async def remove(self, directory: Path) -> None:
+        """Idempotent."""
+        ...
+
+
+class FileCheckpointDirs:
+    """``CheckpointDirs`` on the file system."""
+
+    def steps(self, directory: Path) -> tuple[int, ...]:
+        try:
+            names = [entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        except OSError:
+            return ()
+        return tuple(sorted(int(match.group(1)) for name in names if (match := _STEP.match(name))))
+
+    def has(self, directory: Path) -> bool:
+        return directory.is_dir()
+
+    async def remove(self, directory: Path) -> None:
+        await asyncio.to_thread(shutil.rmtree, directory, True)
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """``settled``: this step and lower ones need nothing more. ``ready``: stored, not acknowledged yet."""
+
+    settled: int = -1
+    stored: int = -1
+    ready: CheckpointReady | None = None
+    working: bool = False
+    retry_ms: int = 0
+    failing_since_ms: int = 0
+    trouble: str = ""
+
+
+class Checkpoints:
+    """``spawn`` runs background work for as long as the agent lives."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        dirs: CheckpointDirs,
+        directory_of: Callable[[JobId, Epoch], Path],
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._dirs = dirs
+        self._directory_of = directory_of
+        self._clock = clock
+        self._spawn = spawn
+        self._changed = changed
+        self._epochs: dict[Key, _Epoch] = {}
+
+    def look(self, key: Key, ended: bool) -> None:
+        """Find what is finished and see to it. ``ended``: no process of the epoch is left."""
+        state = self._epochs.setdefault(key, _Epoch())
+        steps = self._dirs.steps(self._directory_of(*key))
+        newest = steps[-1] if steps else -1
+        if newest <= state.settled or newest <= state.stored or state.working:
+            return
+        now = self._clock.mono_ms()
+        if ended and state.failing_since_ms and now - state.failing_since_ms > GIVE_UP_MS:
+            state.settled = newest
+            state.trouble = f"step {newest} could not be stored: {state.trouble}"
+            return
+        if now >= state.retry_ms:
+            state.working = True
+            self._spawn(self._put(key, newest, state))
+
+    async def _put(self, key: Key, step: int, state: _Epoch) -> None:
+        job, epoch = key
+        directory = self._directory_of(job, epoch) / f"step-{step}"
+        try:
+            digest, manifest = await self._store.put(job, step, epoch, directory)
+        except CheckpointError as error:
+            now = self._clock.mono_ms()
+            state.failing_since_ms = state.failing_since_ms or now
+            state.retry_ms = now + RETRY_MS
+            state.trouble = str(error)
+            log.warning("Checkpoint %d of %s epoch %s is not stored yet: %s", step, job, epoch, error)
+            return
+        finally:
+            state.working = False
+        state.failing_since_ms, state.trouble = 0, ""
+        state.stored = step
+        state.ready = CheckpointReady(
+            job=job, epoch=epoch_message(epoch), step=step, digest=digest, size_bytes=manifest.size_bytes
+        )
+        log.info("Checkpoint %d of %s epoch %s is stored.", step, job, epoch)
+        self._changed()
+        await self._prune(key)
+
+    async def _prune(self, key: Key) -> None:
+        directory = self._directory_of(*key)
+        for step in self._dirs.steps(directory)[:-KEEP]:
+            await self._dirs.remove(directory / f"step-{step}")
+
+    def acknowledge(self, ack: CheckpointAck) -> None:
+        """Committed, or refused for good: either way there is nothing more to do for that step."""
+        state = self._epochs.get((JobId(ack.job), epoch_of(ack.epoch)))
+        if state is None:
+            return
+        if not ack.committed:
+            state.trouble = f"checkpoint {ack.step} was refused: {ack.refusal}"
+            log.warning("Checkpoint %d of %s was refused: %s", ack.step, ack.job, ack.refusal)
+        state.settled = max(state.settled, ack.step)
+        if state.ready is not None and state.ready.step <= state.settled:
+            state.ready = None
+        self._changed()
+
+    def announcements(self) -> tuple[CheckpointReady, ...]:
+        """Stored and not acknowledged: to be repeated."""
+        return tuple(state.ready for state in self._epochs.values() if state.ready is not None)
+
+    def busy(self, key: Key) -> bool:
+        """A finished checkpoint is still to be stored or announced."""
+        state = self._epochs.get(key)
+        if state is None:
+            return False
+        steps = self._dirs.steps(self._directory_of(*key))
+        return state.working or state.ready is not None or bool(steps and steps[-1] > max(state.settled, state.stored))
+
+    def stored(self) -> dict[Key, int]:
+        return {key: state.stored for key, state in self._epochs.items() if state.stored >= 0}
+
+    def trouble(self, key: Key) -> str:
+        state = self._epochs.get(key)
+        return state.trouble if state else ""
+
+    def forget(self, key: Key) -> None:
+        self._epochs.pop(key, None)

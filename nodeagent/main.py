@@ -1,0 +1,90 @@
+"""The agent's composition root: real clock, real disk, real processes, gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from pathlib import Path
+
+from failover.checkpoint.local import LocalCheckpointStore
+from failover.executors.process import ProcessExecutor
+from gridkeeper import tracing
+from gridkeeper.clock import SystemClock, SystemRng
+from gridkeeper.config import AgentConfig
+from gridkeeper.identity.tls import channel_credentials
+from gridkeeper.ports.devices import BackendError
+from gridkeeper.ports.disk import DiskError
+from nodeagent import metrics
+from nodeagent.agent import Agent, AgentPorts
+from nodeagent.backends.registry import make_backend
+from nodeagent.checkpointing import FileCheckpointDirs
+from nodeagent.disklog import FileLogs
+from nodeagent.kernel_log import open_kernel_log
+from nodeagent.orders import BadBook
+from nodeagent.statefile import FileState, StateDirInUse, StateDirLock
+from nodeagent.transport import GrpcTransport
+
+log = logging.getLogger("gridkeeper.agent")
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def _build(config: AgentConfig, state: Path, executor: ProcessExecutor) -> Agent:
+    """Raises ``BackendError``, ``BadBook``, ``DiskError``, ``OSError`` and ``ValueError`` (TLS files)."""
+    clock = SystemClock()
+    boot_id = BOOT_ID.read_text(encoding="ascii").strip()
+    rng = SystemRng()
+    ports = AgentPorts(
+        clock=clock,
+        rng=rng,
+        transport=GrpcTransport(channel_credentials(config.tls)),
+        logs=FileLogs(state / "spool", config.spool_max_bytes, rng),
+        executor=executor,
+        checkpoints=LocalCheckpointStore(Path(config.checkpoints)),
+        checkpoint_dirs=FileCheckpointDirs(),
+        orders=FileState(state / "orders.json"),
+        inventory=FileState(state / "devices.json"),
+        last_boot=FileState(state / "boot-id"),
+        backends=[make_backend(spec, clock, state) for spec in config.backends],
+        boot_id=boot_id,
+        resume_dir=state / "resume",
+        kernel_log=open_kernel_log(config.kernel_log, clock, boot_id, state),
+    )
+    return Agent(config, ports)
+
+
+async def run_agent(config: AgentConfig) -> int:
+    """Until SIGTERM or SIGINT: 0. Jobs and guardian go on. 1: it cannot start, and the log says why."""
+    state = Path(config.state_dir).resolve()
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = StateDirLock(state)
+    except (OSError, StateDirInUse) as error:
+        log.error("%s", error)
+        return 1
+    executor = ProcessExecutor(state, SystemClock())
+    try:
+        agent = _build(config, state, executor)
+        if config.metrics_listen:
+            metrics.serve(config.metrics_listen, agent, SystemClock())
+    except (BackendError, BadBook, DiskError, OSError, ValueError) as error:
+        log.error("The agent of %s cannot start: %s", config.node, error)
+        lock.release()
+        return 1
+    tracing.setup("gridkeeper-agent", config.otlp_endpoint)
+    log.info("Agent of %s in region %s, state in %s.", config.node, config.region, state)
+    running = asyncio.ensure_future(agent.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        executor.close()
+        tracing.shutdown()
+        lock.release()
+    log.info("Agent of %s stopped; its jobs run on until their deadlines.", config.node)
+    return 0

@@ -1,0 +1,49 @@
+"""What waits to be sent on one stream, most urgent first. One slot per kind of message: a newer one replaces an older.
+
+A slot holds a function that makes the frame at the moment of sending, so that ages, and the send time that a renewal
+counts from, are true however long the stream was slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+
+from gridkeeper.v1.agent_pb2 import AgentFrame
+
+MakeFrame = Callable[[], AgentFrame | None]
+
+
+class Urgency(enum.IntEnum):
+    """Lower goes first. Events never wait behind telemetry."""
+
+    EVENTS = 0
+    RENEWAL = 1
+    WORKLOADS = 2
+    CHECKPOINT = 3
+    LOG = 4
+    HEARTBEAT = 5
+    TELEMETRY = 6
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self._slots: dict[tuple[Urgency, str], MakeFrame] = {}
+        self._filled = asyncio.Event()
+
+    def put(self, urgency: Urgency, make: MakeFrame, name: str = "") -> None:
+        """``name`` tells apart what must not replace one another (checkpoints, log chunks)."""
+        self._slots[urgency, name] = make
+        self._filled.set()
+
+    async def next(self) -> AgentFrame:
+        """The next frame. A slot whose function has nothing to send (any more) is passed over."""
+        while True:
+            while self._slots:
+                key = min(self._slots)
+                frame = self._slots.pop(key)()
+                if frame is not None:
+                    return frame
+            self._filled.clear()
+            await self._filled.wait()
