@@ -1,0 +1,165 @@
+"""The uptime ledger: a fold of what the records say into accounts and closed intervals. Pure.
+
+Per scope and month, up + degraded + down + excluded + unknown = elapsed, in integer ms, without gap or overlap: an
+entry ends where the next begins, and the account holds the interval that is still open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
+
+from controlplane.domain import uptime
+from controlplane.domain.uptime import Standing
+from gridkeeper.decision import Decision, Draft, Now, Versioned
+from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.records.books import AccountRecord, EntryRecord, Totals, UptimeClass
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
+
+BATCH = 30
+"""Accounts per transaction: with their entries well below etcd's 128 operations."""
+
+ZERO = Totals(0, 0, 0, 0, 0)
+
+
+def month_of(ms: int) -> str:
+    """``2026-11``, UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m")
+
+
+def month_end(month: str) -> int:
+    """The first ms after a month."""
+    year, number = (int(part) for part in month.split("-"))
+    following = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return int(following.timestamp()) * 1000
+
+
+def add(totals: Totals, kind: UptimeClass, ms: int) -> Totals:
+    """Totals with ``ms`` booked under a class."""
+    field = f"{kind.value}_ms"
+    return replace(totals, **{field: getattr(totals, field) + ms})
+
+
+def totals_at(account: AccountRecord, now_ms: int) -> Totals:
+    """The month so far, the open interval up to ``now_ms`` included."""
+    return add(account.totals, account.current, max(0, now_ms - account.since_ms))
+
+
+def elapsed(totals: Totals) -> int:
+    return totals.up_ms + totals.degraded_ms + totals.down_ms + totals.excluded_ms + totals.unknown_ms
+
+
+def uptime_of(totals: Totals) -> Fraction | None:
+    """(up + degraded) / (up + degraded + down), exact; None when nothing was in service. Unknown and excluded time are
+    in neither part, and are shown beside it."""
+    served = totals.up_ms + totals.degraded_ms
+    whole = served + totals.down_ms
+    return Fraction(served, whole) if whole else None
+
+
+def opened(scope: str, standing: Standing, at_ms: int) -> AccountRecord:
+    """A new account. It begins now: nothing is booked for a time that nobody watched."""
+    return AccountRecord(scope, month_of(at_ms), at_ms, 0, standing.uptime, at_ms, standing.reason, ZERO)
+
+
+def fold(account: AccountRecord, standing: Standing, now_ms: int) -> tuple[AccountRecord, tuple[EntryRecord, ...]]:
+    """Book what has become certain: months that ended, and a change of class at the time at which it happened (never
+    before what is booked already, never after now)."""
+    entries: list[EntryRecord] = []
+    if standing.uptime is not account.current:
+        at_ms = min(max(standing.since_ms, account.since_ms), max(now_ms, account.since_ms))
+        account = _turn_months(account, at_ms, entries)
+        account = _book(account, at_ms, entries, standing.refs)
+        account = replace(account, current=standing.uptime, reason=standing.reason)
+    account = _turn_months(account, now_ms, entries)
+    return account, tuple(entries)
+
+
+def _turn_months(account: AccountRecord, until_ms: int, entries: list[EntryRecord]) -> AccountRecord:
+    """Close every month that has ended by ``until_ms``."""
+    while month_end(account.month) <= until_ms:
+        account = _book(account, month_end(account.month), entries, ())
+        account = replace(account, month=month_of(account.since_ms), opened_ms=account.since_ms, totals=ZERO)
+    return account
+
+
+def _book(account: AccountRecord, until_ms: int, entries: list[EntryRecord], refs: tuple[str, ...]) -> AccountRecord:
+    """Close the open interval at ``until_ms``; an empty one leaves no entry."""
+    if until_ms <= account.since_ms:
+        return account
+    entry = EntryRecord(
+        scope=account.scope,
+        sequence=account.sequence + 1,
+        month=account.month,
+        from_ms=account.since_ms,
+        until_ms=until_ms,
+        uptime=account.current,
+        reason=account.reason,
+        refs=refs,
+    )
+    entries.append(entry)
+    totals = add(account.totals, account.current, until_ms - account.since_ms)
+    return replace(account, sequence=entry.sequence, since_ms=until_ms, totals=totals)
+
+
+Book = tuple[str, Standing, Versioned[AccountRecord] | None]
+
+
+def _decide(
+    books: Iterable[Book],
+    now: Now,
+    account_key: Callable[[str], str],
+    entry_key: Callable[[str, int], str],
+) -> tuple[Decision, ...]:
+    decisions: list[Decision] = []
+    draft, scopes = Draft(), []
+    for scope, standing, old in books:
+        if old is None:
+            draft.put(account_key(scope), opened(scope, standing, now.ledger_ms), None)
+        else:
+            account, entries = fold(old.record, standing, now.ledger_ms)
+            if account == old.record:
+                continue
+            draft.put(account_key(scope), account, old)
+            for entry in entries:
+                draft.put(entry_key(scope, entry.sequence), entry, None)
+        scopes.append(scope)
+        if len(scopes) == BATCH:
+            decisions.append(_decision(draft, scopes))
+            draft, scopes = Draft(), []
+    if scopes:
+        decisions.append(_decision(draft, scopes))
+    return tuple(decisions)
+
+
+def _decision(draft: Draft, scopes: list[str]) -> Decision:
+    named = scopes[0] if len(scopes) == 1 else f"{scopes[0]} and {len(scopes) - 1} more"
+    return Decision("ledger.append", f"booked {named}", draft.writes(), subject=f"sla/{scopes[0]}", audit=False)
+
+
+def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """The devices' and the region's accounts (region store). A device whose health is not readable is left alone."""
+    keys = RegionKeys(state.region)
+    books: list[Book] = []
+    for device, health in sorted(state.health.items()):
+        books.append(
+            (f"device/{device}", uptime.of_device(state, health.record), state.accounts.get(f"device/{device}"))
+        )
+    region = uptime.of_region(state, settings)
+    if region is not None:
+        books.append((f"region/{state.region}", region, state.accounts.get(f"region/{state.region}")))
+    readable = [book for book in books if keys.account(book[0]) not in state.suspect_keys]
+    return _decide(readable, now, keys.account, keys.entry)
+
+
+def decide_job_ledger(world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """The jobs' accounts (global store)."""
+    books: list[Book] = []
+    for job, record in sorted(world.jobs.items()):
+        scope = f"job/{job}"
+        standing = uptime.of_job(world, record.record, now.ledger_ms)
+        if standing is not None and KEYS.account(scope) not in world.suspect_keys:
+            books.append((scope, standing, world.accounts.get(scope)))
+    return _decide(books, now, KEYS.account, KEYS.entry)

@@ -1,0 +1,121 @@
+"""What class of time a device, a region or a job is in, and since when. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import assert_never
+
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import Epoch, JobId
+from gridkeeper.keys import KEYS
+from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.common import Desired
+from gridkeeper.records.fleet import CordonRecord, HealthRecord, HealthState
+from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobState, RunPhase, RunRecord
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
+
+MAINTENANCE = "maintenance"
+"""A cordon of this owner is announced maintenance: its time is excluded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """``since_ms``: ledger time from which the class holds, as far as the records know."""
+
+    uptime: UptimeClass
+    since_ms: int
+    reason: str
+    refs: tuple[str, ...] = ()
+
+
+def class_of(state: HealthState) -> UptimeClass:
+    """The class of a device in that health. Suspect is watched and works; what is out of service is down."""
+    match state:
+        case HealthState.HEALTHY | HealthState.SUSPECT:
+            return UptimeClass.UP
+        case HealthState.DEGRADED:
+            return UptimeClass.DEGRADED
+        case (
+            HealthState.DRAINING
+            | HealthState.DRAINED
+            | HealthState.REPAIRING
+            | HealthState.PROBATION
+            | HealthState.RETIRED
+        ):
+            return UptimeClass.DOWN
+        case HealthState.UNKNOWN:
+            return UptimeClass.UNKNOWN
+        case _:
+            assert_never(state)
+
+
+def _maintenance(cordons: Iterable[Versioned[CordonRecord] | None]) -> Standing | None:
+    for cordon in cordons:
+        for reason in cordon.record.reasons if cordon else ():
+            if reason.owner == MAINTENANCE:
+                return Standing(UptimeClass.EXCLUDED, reason.created_ms, f"maintenance: {reason.reason}")
+    return None
+
+
+def of_device(state: RegionState, health: HealthRecord) -> Standing:
+    """Maintenance is excluded, whatever else holds; then the device's health speaks."""
+    excluded = _maintenance((state.cordons.get(health.device), state.cordons.get(health.node)))
+    if excluded is not None:
+        return excluded
+    refs = tuple(str(ref) for ref in (health.incident, health.drain) if ref)
+    reason = f"{health.state.value}: {health.reason}" if health.reason else health.state.value
+    return Standing(class_of(health.state), health.since_ms, reason, refs)
+
+
+def of_region(state: RegionState, settings: Settings) -> Standing | None:
+    """A region is up while no more of its devices are out than its budget holds back for faults, degraded while any
+    is left, down when none is; unknown while most are. None: it has no devices yet."""
+    if not state.health:
+        return None
+    standings = [of_device(state, v.record) for v in state.health.values()]
+    total = len(state.devices) or len(standings)
+    counts = {c: sum(s.uptime is c for s in standings) for c in UptimeClass}
+    usable = counts[UptimeClass.UP] + counts[UptimeClass.DEGRADED]
+    spare = max((p.fraction for p in settings.policy.budgets if p.kind == "region"), default=0.0)
+    if 2 * counts[UptimeClass.UNKNOWN] > total:
+        uptime = UptimeClass.UNKNOWN
+    elif usable == 0:
+        uptime = UptimeClass.DOWN
+    elif total - usable > int(spare * total):
+        uptime = UptimeClass.DEGRADED
+    else:
+        uptime = UptimeClass.UP
+    return Standing(uptime, max(s.since_ms for s in standings), f"{usable} of {total} devices usable")
+
+
+def run_of_epoch(world: GlobalState, job: JobId, epoch: Epoch) -> RunRecord | None:
+    key = KEYS.run(job, epoch.generation, epoch.number).removeprefix(KEYS.prefix("runs"))
+    found = world.runs.get(key)
+    return found.record if found else None
+
+
+def of_job(world: GlobalState, job: JobRecord, now_ms: int) -> Standing | None:
+    """A job is up while it makes steps, down while it should and does not, unknown while its host is silent; time
+    after it ended, or was asked to stop, is its owner's. None: it has not made its first step yet."""
+    name = job.spec.name
+    refs = (str(job.migration),) if job.migration else ()
+    if job.state in TERMINAL_JOB:
+        return Standing(UptimeClass.EXCLUDED, job.ended_ms or now_ms, f"{job.state.value}: {job.reason}", refs)
+    if job.desired is Desired.STOP:
+        return Standing(UptimeClass.EXCLUDED, now_ms, "asked to stop", refs)
+    owner = world.ownership.get(name)
+    run = run_of_epoch(world, name, owner.record.epoch) if owner else None
+    if owner is None or (run is None and owner.record.epoch.number <= 1):
+        return None
+    if run is not None and run.first_step < 0 and owner.record.epoch.number <= 1:
+        return None
+    alive = run is not None and run.phase is RunPhase.RUNNING
+    if owner.record.revoke is not None and alive:
+        revoke = owner.record.revoke
+        return Standing(UptimeClass.UNKNOWN, revoke.at_ms, f"its host is silent: {revoke.reason}", refs)
+    if job.state is JobState.RUNNING and alive and run is not None and run.first_step >= 0:
+        return Standing(UptimeClass.UP, run.first_step_ms, f"runs on {owner.record.node}, epoch {run.epoch}", refs)
+    ended = run.ended_ms if run is not None and run.phase is RunPhase.EXITED else 0
+    reason = f"{job.state.value}: {job.reason}" if job.reason else job.state.value
+    return Standing(UptimeClass.DOWN, ended or now_ms, reason, refs)
