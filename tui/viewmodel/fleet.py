@@ -36,6 +36,7 @@ TELEMETRY_STALE_MS = 10_000
 IDLE = words.Mark("healthy, idle", "□", Tone.GOOD)
 CORDONED = words.Mark("cordoned", "c", Tone.INFO)
 ABSENT = words.Mark("missing", "-", Tone.BAD)
+_WORST = ("missing", "draining", "degraded", "drained", "suspect", "repairing", "probation")
 TROUBLE = frozenset({"suspect", "degraded", "draining", "drained", "unknown", "missing"})
 
 LEGEND: tuple[Spans, ...] = tuple(
@@ -82,9 +83,9 @@ def reading(view: api_pb2.DeviceView, name: str) -> float:
     return math.nan
 
 
-def heat(item: Object | None, colouring: Colouring) -> Span:
-    """One device's cell, ``colouring.cell_width`` wide."""
-    mark = device_mark(item)
+def heat(item: Object | None, colouring: Colouring, known: words.Mark | None = None) -> Span:
+    """One device's cell, ``colouring.cell_width`` wide. ``known``: its mark, if the caller has it."""
+    mark = known or device_mark(item)
     if colouring is Colouring.HEALTH or item is None or item.WhichOneof("view") != "device":
         return Span(mark.glyph.ljust(colouring.cell_width), mark.tone)
     value = reading(item.device, colouring.value)
@@ -208,10 +209,11 @@ def node_row(state: State, name: str, colouring: Colouring, stale: bool) -> Row:
             cell(item.node.record.rack if item is not None else "", Tone.DIM),
             cell(name, Tone.STRONG if troubled else Tone.PLAIN),
             (Span(f"{mark.glyph} {mark.word}", mark.tone), Span(" c" if cordoned else "", Tone.INFO)),
-            tuple(heat(d, colouring) for _, d in devices) or cell("no devices", Tone.DIM),
+            tuple(heat(d, colouring, m) for (_, d), m in zip(devices, marks, strict=True))
+            or cell("no devices", Tone.DIM),
             (Span(f"{usable}/{len(devices)}", tone),),
             (span(", ".join(jobs), Tone.BUSY),) if jobs else (Span(NONE, Tone.DIM),),
-            _what(item, [d for _, d in devices if d is not None]),
+            _what(item, [(d, m) for (_, d), m in zip(devices, marks, strict=True) if d is not None]),
         ),
         ref=Ref(NODE, name),
         stale=stale,
@@ -222,18 +224,18 @@ def node_row(state: State, name: str, colouring: Colouring, stale: bool) -> Row:
     )
 
 
-def _what(node: Object | None, devices: list[Object]) -> Spans:
+def _what(node: Object | None, devices: list[tuple[Object, words.Mark]]) -> Spans:
     """The worst thing on the node, in a sentence."""
     alive = node.node.liveness if node is not None and node.node.HasField("liveness") else None
     if alive is not None and words.mark(words.NODE, alive.state).word != "alive" and alive.reason:
         return (span(alive.reason, Tone.WARN),)
-    for wanted in ("missing", "draining", "degraded", "drained", "suspect", "repairing", "probation"):
-        for item in devices:
-            mark = device_mark(item)
-            if mark.word == wanted:
-                slot = item.name.rpartition("/")[2]
-                why = item.device.health.reason if item.device.HasField("health") else ""
-                return (span(f"{slot} {mark.word}", mark.tone), span(f": {why}" if why else "", Tone.DIM))
+    odd = {mark.word: item for item, mark in reversed(devices) if mark.word in _WORST}
+    for wanted in _WORST if odd else ():
+        if (worst := odd.get(wanted)) is not None:
+            mark = device_mark(worst)
+            slot = worst.name.rpartition("/")[2]
+            why = worst.device.health.reason if worst.device.HasField("health") else ""
+            return (span(f"{slot} {mark.word}", mark.tone), span(f": {why}" if why else "", Tone.DIM))
     if node is not None and node.node.cordon.reasons:
         reason = node.node.cordon.reasons[0]
         return (Span("cordoned", Tone.INFO), span(f" by {reason.owner}: {reason.reason}", Tone.DIM))
