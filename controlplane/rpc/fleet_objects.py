@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from controlplane.rpc.rows import Inputs, KindSpec, Scene, message, new_object, word, yes
-from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId
+from controlplane.rpc.rows import Inputs, KindSpec, Scene, changed_values, differing, message, new_object, word, yes
+from gridkeeper.ids import DeviceId, NodeId, RegionId
 from gridkeeper.records.fleet import HealthState, NodeState
-from gridkeeper.records.jobs import TERMINAL_JOB
-from gridkeeper.snapshot import GlobalState, RegionState
+from gridkeeper.snapshot import RegionState
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import Object
 
@@ -41,18 +40,6 @@ def _region(region: RegionId, name: str, inputs: Inputs) -> Object:
 # -- nodes and devices --------------------------------------------------------------------------------------------
 
 
-def device_jobs(region: RegionState, world: GlobalState) -> dict[DeviceId, JobId]:
-    """Which job holds which device of this region: by ownership while the job is not over, and by reservation."""
-    held: dict[DeviceId, JobId] = {}
-    for job, owner in world.ownership.items():
-        record = world.jobs.get(job)
-        if owner.record.region == region.region and record and record.record.state not in TERMINAL_JOB:
-            held.update(dict.fromkeys(owner.record.devices, job))
-    for job, reservation in region.reservations.items():
-        held.update(dict.fromkeys(reservation.record.devices, job))
-    return held
-
-
 def _usable(region: RegionState, node: NodeId, devices: Iterable[DeviceId]) -> int:
     """Healthy or suspect, present, not cordoned, on a live node."""
     liveness = region.liveness.get(node)
@@ -66,12 +53,27 @@ def _usable(region: RegionState, node: NodeId, devices: Iterable[DeviceId]) -> i
     return count
 
 
+def _node_row(scene: Scene, key: str) -> Inputs:
+    region, name = scene.region, NodeId(key)
+    node = region.nodes[name]
+    usable = _usable(region, name, node.record.devices)
+    return node, region.liveness.get(name), region.cordons.get(name), region.sessions.get(name), usable
+
+
 def _node_rows(scene: Scene) -> Iterator[tuple[str, Inputs]]:
-    region = scene.region
-    for name, node in region.nodes.items():
-        usable = _usable(region, name, node.record.devices)
-        session = region.sessions.get(name)
-        yield name, (node, region.liveness.get(name), region.cordons.get(name), session, usable)
+    return ((name, _node_row(scene, name)) for name in scene.region.nodes)
+
+
+def _nodes_touched(before: Scene, now: Scene) -> set[str] | None:
+    old, new = before.region, now.region
+    if old.nodes.keys() != new.nodes.keys():
+        return None
+    keys: set[str] = {*differing(old.nodes, new.nodes), *differing(old.liveness, new.liveness)}
+    sessions = differing(old.sessions, new.sessions)
+    keys.update(sessions)
+    parts: set[str] = {*differing(old.devices, new.devices), *differing(old.health, new.health)}
+    keys |= {part.partition("/")[0] for part in parts | differing(old.cordons, new.cordons)}
+    return keys & new.nodes.keys()
 
 
 def _node(region: RegionId, name: str, inputs: Inputs) -> Object:
@@ -97,15 +99,30 @@ def _node(region: RegionId, name: str, inputs: Inputs) -> Object:
     return item
 
 
+def _device_row(scene: Scene, key: str) -> Inputs:
+    region, name = scene.region, DeviceId(key)
+    device = region.devices[name]
+    node_cordoned = device.record.node in region.cordons
+    return device, region.health.get(name), region.cordons.get(name), node_cordoned, scene.device_jobs.get(name, "")
+
+
 def _device_rows(scene: Scene) -> Iterator[tuple[str, Inputs]]:
-    region = scene.region
-    jobs = device_jobs(region, scene.world)
-    for name, device in region.devices.items():
-        node_cordon = region.cordons.get(device.record.node)
-        yield (
-            name,
-            (device, region.health.get(name), region.cordons.get(name), node_cordon is not None, jobs.get(name, "")),
-        )
+    return ((name, _device_row(scene, name)) for name in scene.region.devices)
+
+
+def _devices_touched(before: Scene, now: Scene) -> set[str] | None:
+    old, new = before.region, now.region
+    if old.devices.keys() != new.devices.keys():
+        return None
+    keys: set[str] = {*differing(old.devices, new.devices), *differing(old.health, new.health)}
+    cordoned = differing(old.cordons, new.cordons)
+    keys |= cordoned
+    nodes = {target for target in cordoned if "/" not in target}
+    if nodes:
+        keys.update(name for name in new.devices if name.partition("/")[0] in nodes)
+    held_by_others = changed_values(before.device_jobs, now.device_jobs)
+    keys.update(held_by_others)
+    return keys & new.devices.keys()
 
 
 def _device(region: RegionId, name: str, inputs: Inputs) -> Object:
@@ -152,6 +169,8 @@ FLEET: tuple[KindSpec, ...] = (
         ),
         _node_rows,
         _node,
+        _nodes_touched,
+        _node_row,
     ),
     KindSpec(
         api_pb2.KIND_DEVICE,
@@ -166,5 +185,7 @@ FLEET: tuple[KindSpec, ...] = (
         ),
         _device_rows,
         _device,
+        _devices_touched,
+        _device_row,
     ),
 )

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 
 import grpc
 
+from controlplane.domain import cordon as cordons
+from controlplane.domain.drain_progress import cancellation
 from controlplane.rpc.refusal import Refusal, invalid, not_found, precondition
-from gridkeeper.decision import Decision, Draft, Now, guards_of
-from gridkeeper.ids import DeviceId, DrainId, IncidentId, JobId, MigrationId, NodeId
+from gridkeeper.decision import Decision, Delete, Draft, Now, guards_of
+from gridkeeper.ids import DeviceId, IncidentId, JobId, MigrationId, NodeId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Desired
 from gridkeeper.records.faults import DrainRequestRecord, DrainState, IncidentState
 from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobSpec, JobState
-from gridkeeper.snapshot import GlobalState, RegionState
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 MAX_REASON = 500
 OUT = frozenset({HealthState.DRAINING, HealthState.DRAINED, HealthState.REPAIRING, HealthState.RETIRED})
-OVER = frozenset({DrainState.DRAINED, DrainState.REFUSED, DrainState.CANCELLED, DrainState.FAILED, DrainState.EXPIRED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,30 @@ def drain(target: str, wish: Wish, region: RegionState, now: Now) -> Plan:
     return Plan(f"{sentence}; the region's leader plans it within the budgets", objects, decision)
 
 
+def cordon(target: str, ttl_ms: int, wish: Wish, region: RegionState, settings: Settings, now: Now) -> Plan:
+    """The caller's reason on a node or device; repeating it unchanged changes nothing."""
+    devices_of(target, region)
+    objects = (reference_of(target),)
+    held = region.cordons.get(target)
+    own = [reason for reason in held.record.reasons if reason.owner == wish.actor] if held else []
+    if own and own[0].reason == wish.reason and not ttl_ms and not own[0].expires_ms:
+        return Plan(f"{target} is cordoned by {wish.actor} already: {wish.reason}", objects)
+    decision = cordons.cordon(region, settings, target, wish.actor, wish.reason, now, ttl_ms=ttl_ms, trace=wish.trace)
+    return Plan(decision.sentence, objects, decision)
+
+
+def uncordon(target: str, wish: Wish, region: RegionState, settings: Settings, now: Now) -> Plan:
+    """Take back the caller's reason, and return devices that were drained by way of probation."""
+    devices_of(target, region)
+    objects = (reference_of(target),)
+    decision = cordons.uncordon(region, settings, target, wish.actor, wish.reason, now, trace=wish.trace)
+    if decision is None:
+        held = region.cordons.get(target)
+        others = f"; it is cordoned by {', '.join(r.owner for r in held.record.reasons)}" if held else ""
+        return Plan(f"{wish.actor} has no cordon on {target}, and nothing on it waits to be returned{others}", objects)
+    return Plan(decision.sentence, objects, decision)
+
+
 def ack_incident(name: str, wish: Wish, region: RegionState) -> Plan:
     held = region.incidents.get(IncidentId(name))
     if held is None:
@@ -113,11 +138,23 @@ def ack_incident(name: str, wish: Wish, region: RegionState) -> Plan:
     return Plan(sentence, objects, decision)
 
 
-def drain_named(name: str, region: RegionState) -> DrainId:
-    """Raises ``Refusal``."""
-    if name not in region.drains:
+def cancel_drain(name: str, wish: Wish, region: RegionState, settings: Settings, now: Now) -> Plan:
+    """Call off a drain that is not over, with the request that may still wait behind it."""
+    held = region.drains.get(name)
+    if held is None:
         raise not_found("drain", name, region.drains.keys(), f"in region {region.region}")
-    return DrainId(name)
+    drain, objects = held.record, (f"drain/{name}", f"device/{held.record.device}")
+    if drain.state is DrainState.CANCELLED:
+        return Plan(f"drain {name} is cancelled already", objects)
+    try:
+        decision = cancellation(region, settings, held, wish.actor, wish.reason, now)
+    except ValueError as error:
+        raise precondition(str(error)) from error
+    request = region.drain_requests.get(drain.device)
+    if request is not None:
+        key = RegionKeys(region.region).drain_request(drain.device)
+        decision = dataclasses.replace(decision, writes=(*decision.writes, Delete(key, request.revision)))
+    return Plan(decision.sentence, objects, decision)
 
 
 def submit_job(spec: JobSpec, wish: Wish, world: GlobalState, now: Now) -> Plan:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from controlplane.domain.sla import elapsed, totals_at, uptime_of
 from controlplane.rpc.sources import MetricSample, Views
 from gridkeeper import codec
 from gridkeeper.ids import DeviceId, NodeId
-from gridkeeper.records.books import AccountRecord, Totals, UptimeClass
+from gridkeeper.records.books import AccountRecord
 from gridkeeper.v1 import api_pb2, records_pb2
 from gridkeeper.v1.api_pb2 import Metric, Object, SlaView
 
@@ -51,15 +52,14 @@ def sla_view(account: AccountRecord, now_ms: int) -> SlaView:
     """The account with its open interval up to ``now_ms`` (ledger time), never before the account's own last word."""
     as_of = max(now_ms, account.since_ms)
     totals = totals_at(account, as_of)
-    good = totals.up_ms + totals.degraded_ms
-    counted = good + totals.down_ms
+    uptime = uptime_of(totals)
     return SlaView(
         account=_account(account),
         totals=records_pb2.Totals(**dataclasses.asdict(totals)),
-        elapsed_ms=as_of - account.opened_ms,
+        elapsed_ms=elapsed(totals),
         as_of_ms=as_of,
-        uptime=f"{good}/{counted}" if counted else "",
-        uptime_percent=100.0 * good / counted if counted else 0.0,
+        uptime="" if uptime is None else f"{uptime.numerator}/{uptime.denominator}",
+        uptime_percent=0.0 if uptime is None else float(100 * uptime),
     )
 
 
@@ -67,16 +67,3 @@ def _account(account: AccountRecord) -> records_pb2.AccountRecord:
     message = codec.to_message(account)
     assert isinstance(message, records_pb2.AccountRecord)
     return message
-
-
-def totals_at(account: AccountRecord, at_ms: int) -> Totals:
-    """Totals with the open interval [since_ms, at_ms) booked to the class that holds."""
-    open_ms = max(0, at_ms - account.since_ms)
-    field = {
-        UptimeClass.UP: "up_ms",
-        UptimeClass.DEGRADED: "degraded_ms",
-        UptimeClass.DOWN: "down_ms",
-        UptimeClass.EXCLUDED: "excluded_ms",
-        UptimeClass.UNKNOWN: "unknown_ms",
-    }[account.current]
-    return dataclasses.replace(account.totals, **{field: getattr(account.totals, field) + open_ms})

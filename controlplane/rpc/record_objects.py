@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
-from controlplane.rpc.rows import Inputs, KindSpec, Scene, message, new_object, word, yes
+from controlplane.rpc.rows import Inputs, KindSpec, Scene, differing, message, new_object, word, yes
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import RegionId
@@ -61,12 +61,18 @@ def _single(
         cast(Message, getattr(item, view)).CopyFrom(message(inputs[0]))
         return item
 
+    def touched(before: Scene, now: Scene) -> set[str] | None:
+        old, new = field(before), field(now)
+        return set(differing(old, new)) if old.keys() == new.keys() else None
+
     return KindSpec(
         kind,
         ("region", *keys),
         lambda scene: (field(scene),),
         lambda scene: ((str(name), (v,)) for name, v in field(scene).items()),
         build,
+        touched,
+        lambda scene, key: (field(scene)[key],),
     )
 
 

@@ -1,9 +1,9 @@
-"""Watch: everything that exists, then every change, coalesced; a slow reader costs a reference, not a queue."""
+"""Watch: everything that exists, then every change, coalesced. A slow reader costs what it holds, not a queue."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import grpc
@@ -11,7 +11,7 @@ import grpc
 from controlplane.rpc import partial
 from controlplane.rpc.listing import checked_kind, checked_selector, scene_of
 from controlplane.rpc.live import with_live
-from controlplane.rpc.objects import ObjectCache, Table
+from controlplane.rpc.objects import SPECS, ObjectCache, Table
 from controlplane.rpc.refusal import Refusal, invalid
 from controlplane.rpc.sources import StoreName, Views
 from controlplane.rpc.trail import AuditTrail
@@ -32,8 +32,8 @@ COST_SHARE = 4
 class _Sent:
     """What one watcher has been told."""
 
-    tables: dict[int, Table] = field(default_factory=dict)
-    objects: dict[int, Mapping[str, Object]] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)  # kind -> version of the table
+    names: dict[int, set[str]] = field(default_factory=dict)  # kind -> what the watcher holds
     audit: dict[StoreName, int] | None = None
     partial: str = ""
 
@@ -104,19 +104,36 @@ class Watches:
         for kind in kinds:
             if kind == api_pb2.KIND_AUDIT:
                 continue
-            table = self._cache.table(kind, scene)
-            if sent.tables.get(kind) is table:
-                continue
-            now = table.objects
-            if selector:
-                now = {name: item for name, item in now.items() if selector.matches(item.labels)}
-            before = sent.objects.get(kind, {})
-            events += [item for name, item in now.items() if before.get(name) is not item]
-            events += [
-                WatchEvent(deleted=ObjectName(kind=before[name].kind, name=name)) for name in before if name not in now
-            ]
-            sent.tables[kind], sent.objects[kind] = table, now
+            table, told = self._cache.table(kind, scene), sent.versions.get(kind)
+            if told != table.version:
+                sent.versions[kind] = table.version
+                events += self._difference(table, told, selector, sent.names.setdefault(kind, set()))
         return events
+
+    def _difference(
+        self, table: Table, told: int | None, selector: Selector, names: set[str]
+    ) -> Iterator[Object | WatchEvent]:
+        """What a watcher who holds ``names`` of the table of version ``told`` has to be told. Updates ``names``."""
+        deltas = self._cache.since(table.kind, told) if told is not None else None
+        if deltas is None:
+            put: Iterable[str] = table.objects.keys()
+            gone: Iterable[str] = names - table.objects.keys()
+        else:
+            changed = dict.fromkeys(name for delta in deltas for name in (*delta.put, *delta.gone))
+            put = [name for name in changed if name in table.objects]
+            gone = [name for name in changed if name not in table.objects]
+        for name in put:
+            item = table.objects[name]
+            if selector.matches(item.labels):
+                names.add(name)
+                yield item
+            elif name in names:
+                names.discard(name)
+                yield WatchEvent(deleted=ObjectName(kind=item.kind, name=name))
+        for name in gone:
+            if name in names:
+                names.discard(name)
+                yield WatchEvent(deleted=ObjectName(kind=SPECS[table.kind].kind, name=name))
 
     async def _look_at_trail(self, selector: Selector, sent: _Sent) -> list[Object]:
         if sent.audit is None:

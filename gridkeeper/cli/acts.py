@@ -65,7 +65,8 @@ def cordon(session: Session, target: str, reason: str, ttl: int) -> int:
 @client_options
 @pass_session
 def uncordon(session: Session, target: str, reason: str) -> int:
-    """Take back your cordon of a node or device; others' stay."""
+    """Take back your cordon of a node or device (others' stay), and return what was drained there by hand, or the
+    drained device that is named, to service: by way of probation."""
     return tell(call(session, lambda grid: grid.uncordon(target, reason)))
 
 

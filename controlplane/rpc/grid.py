@@ -1,0 +1,202 @@
+"""The Grid service: every RPC on top of the ports of ``sources``. Who may call is decided before, in ``server``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from controlplane.rpc import explain, intents, moves
+from controlplane.rpc.acts import Actor, checked_ttl
+from controlplane.rpc.jobspec import checked_spec, name
+from controlplane.rpc.listing import Pages, checked_kind, scene_of
+from controlplane.rpc.live import with_live
+from controlplane.rpc.objects import ObjectCache
+from controlplane.rpc.refusal import invalid, not_found
+from controlplane.rpc.sources import Acts, Views
+from controlplane.rpc.thread import Thread, thread_of
+from controlplane.rpc.trail import AuditTrail
+from controlplane.rpc.watching import Watches
+from gridkeeper.identity.spiffe import UserRole
+from gridkeeper.ids import JobId
+from gridkeeper.kinds import BY_NUMBER
+from gridkeeper.ports.clock import Clock, Rng
+from gridkeeper.records.books import EntryRecord
+from gridkeeper.v1 import api_pb2
+from gridkeeper.v1.api_pb2 import ActResponse, Object, SlaView, WatchEvent
+
+MAX_NAME = 512
+MAX_TAIL = 65_536
+DEFAULT_TAIL = 16_384
+ENTRIES = 200
+"""Ledger entries that an explanation looks back on, per scope."""
+
+
+class GridService:
+    """One replica's answers. Methods take the request and who asks; they raise ``Refusal`` and store errors."""
+
+    def __init__(self, views: Views, acts: Acts, clock: Clock, rng: Rng) -> None:
+        self._views = views
+        self._acts = acts
+        self._actor = Actor(views, acts, rng)
+        self._cache = ObjectCache()
+        self._pages = Pages(views, self._cache)
+        self._trail = AuditTrail(views, acts)
+        self._watches = Watches(views, self._cache, self._trail, clock)
+
+    async def page(self, request: api_pb2.ListRequest) -> api_pb2.ListResponse:
+        if request.kind == api_pb2.KIND_AUDIT:
+            return await self._trail.page(request)
+        return self._pages.list(request)
+
+    async def get(self, request: api_pb2.GetRequest) -> Object:
+        kind, wanted = self._named(request)
+        if kind == api_pb2.KIND_AUDIT:
+            entry = await self._trail.get(wanted)
+            if entry is None:
+                raise not_found("audit", wanted, (), "in the trail")
+            return entry
+        table = self._cache.table(kind, scene_of(self._views)).objects
+        item = table.get(wanted)
+        if item is None:
+            raise not_found(BY_NUMBER[kind].singular, wanted, table.keys(), self._where(kind))
+        return with_live(item, self._views, recent=True)
+
+    def watch(self, request: api_pb2.WatchRequest) -> AsyncGenerator[WatchEvent, None]:
+        return self._watches.watch(request)
+
+    async def explain(self, request: api_pb2.GetRequest) -> api_pb2.Explanation:
+        kind, wanted = self._named(request)
+        if kind not in EXPLAINABLE:
+            words = ", ".join(BY_NUMBER[k].singular for k in EXPLAINABLE)
+            raise invalid(f"kind: a {BY_NUMBER[kind].singular} has no chain of evidence; use one of {words}")
+        region, world = self._views.region(), self._views.world()
+        thread = thread_of(kind, wanted, region, world)
+        if thread is None:
+            names = self._cache.table(kind, scene_of(self._views)).objects
+            raise not_found(BY_NUMBER[kind].singular, wanted, names, self._where(kind))
+        entries = await self._entries(thread)
+        return api_pb2.Explanation(chain=explain.chain(thread, region, world, entries))
+
+    async def _entries(self, thread: Thread) -> list[EntryRecord]:
+        region, world = self._views.region(), self._views.world()
+        found: list[EntryRecord] = []
+        for scope in thread.scopes():
+            for store, accounts in (("region", region.accounts), ("global", world.accounts)):
+                held = accounts.get(scope)
+                if held is None:
+                    continue
+                after = f"{scope}/{max(0, held.record.sequence - ENTRIES):020d}"
+                page = await self._acts.history(
+                    "entries", "region" if store == "region" else "global", f"{scope}/", after=after, limit=ENTRIES
+                )
+                found += [item.record for item in page.items if isinstance(item.record, EntryRecord)]
+        return found
+
+    def _named(self, request: api_pb2.GetRequest) -> tuple[int, str]:
+        kind = checked_kind(request.kind)
+        if not request.name or len(request.name) > MAX_NAME:
+            raise invalid(f"name: {len(request.name)} characters; give the name of one object, at most {MAX_NAME}")
+        return kind, request.name
+
+    def _where(self, kind: int) -> str:
+        return f"in region {self._views.info().region}" if BY_NUMBER[kind].region_owned else "in the grid"
+
+    async def cordon(self, request: api_pb2.CordonRequest, who: str) -> ActResponse:
+        wish, ttl_ms = self._actor.wish(who, request.reason), checked_ttl(request.ttl_ms)
+        views, settings = self._views, self._acts.settings()
+        return await self._actor.carry_out(
+            "region", who, lambda: intents.cordon(request.target, ttl_ms, wish, views.region(), settings, views.now())
+        )
+
+    async def uncordon(self, request: api_pb2.CordonRequest, who: str) -> ActResponse:
+        wish = self._actor.wish(who, request.reason)
+        views, settings = self._views, self._acts.settings()
+        return await self._actor.carry_out(
+            "region", who, lambda: intents.uncordon(request.target, wish, views.region(), settings, views.now())
+        )
+
+    async def drain(self, request: api_pb2.DrainRequest, who: str) -> ActResponse:
+        wish = self._actor.wish(who, request.reason)
+        return await self._actor.carry_out(
+            "region", who, lambda: intents.drain(request.target, wish, self._views.region(), self._views.now())
+        )
+
+    async def cancel_drain(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
+        wish = self._actor.wish(who, request.reason)
+        views, settings = self._views, self._acts.settings()
+        return await self._actor.carry_out(
+            "region", who, lambda: intents.cancel_drain(request.name, wish, views.region(), settings, views.now())
+        )
+
+    async def ack_incident(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
+        wish = self._actor.wish(who, request.reason)
+        return await self._actor.carry_out(
+            "region", who, lambda: intents.ack_incident(request.name, wish, self._views.region())
+        )
+
+    async def submit_job(self, request: api_pb2.SubmitJobRequest, who: str) -> ActResponse:
+        wish = self._actor.wish(who, "")
+        spec = checked_spec(request.spec, self._views.world().regions.keys())
+        return await self._actor.carry_out(
+            "global", who, lambda: intents.submit_job(spec, wish, self._views.world(), self._views.now())
+        )
+
+    async def stop_job(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
+        wish, job = self._actor.wish(who, request.reason), name("name", request.name)
+        return await self._actor.carry_out("global", who, lambda: intents.stop_job(job, wish, self._views.world()))
+
+    async def migrate_job(self, request: api_pb2.MigrateJobRequest, who: str) -> ActResponse:
+        wish, job = self._actor.wish(who, request.reason), name("job", request.job)
+        return await self._actor.carry_out(
+            "global",
+            who,
+            lambda: moves.migrate_job(job, request.to_region, wish, self._views.world(), self._views.now()),
+        )
+
+    async def job_logs(self, request: api_pb2.JobLogsRequest) -> api_pb2.JobLogsResponse:
+        job = JobId(name("job", request.job))
+        if not 0 <= request.tail_bytes <= MAX_TAIL:
+            raise invalid(f"tail_bytes: {request.tail_bytes} is not between 0 (= {DEFAULT_TAIL}) and {MAX_TAIL}")
+        jobs = self._views.world().jobs
+        if job not in jobs:
+            raise not_found("job", job, jobs.keys(), "in the grid")
+        node, text = await self._acts.job_log(job, request.tail_bytes or DEFAULT_TAIL)
+        return api_pb2.JobLogsResponse(node=node, text=text)
+
+    async def sla_status(self, request: api_pb2.SlaRequest) -> api_pb2.SlaResponse:
+        table = self._cache.table(api_pb2.KIND_SLA, scene_of(self._views)).objects
+        if not request.scope:
+            return api_pb2.SlaResponse(slas=[self._sla(item) for item in table.values()])
+        item = table.get(request.scope)
+        if item is None:
+            raise not_found("sla", request.scope, table.keys(), self._where(api_pb2.KIND_SLA))
+        return api_pb2.SlaResponse(slas=[self._sla(item)])
+
+    def _sla(self, item: Object) -> SlaView:
+        return with_live(item, self._views).sla
+
+    async def info(self, who: str, role: UserRole) -> api_pb2.InfoResponse:
+        info = self._views.info()
+        return api_pb2.InfoResponse(
+            replica=info.replica,
+            region=info.region,
+            version=info.version,
+            region_leader=info.region_leader == info.replica,
+            global_leader=info.global_leader == info.replica,
+            identity=who,
+            role=role.value,
+            wall_ms=info.wall_ms,
+            global_store_reachable=info.global_store_reachable,
+            region_store_reachable=info.region_store_reachable,
+        )
+
+
+EXPLAINABLE = (
+    api_pb2.KIND_DEVICE,
+    api_pb2.KIND_NODE,
+    api_pb2.KIND_INCIDENT,
+    api_pb2.KIND_DRAIN,
+    api_pb2.KIND_MIGRATION,
+    api_pb2.KIND_JOB,
+    api_pb2.KIND_FINDING,
+    api_pb2.KIND_EVENT,
+)

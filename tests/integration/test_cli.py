@@ -1,0 +1,289 @@
+"""The command line as people and scripts use it: real processes against real servers. Exit codes and stdout are an
+interface; what is for people goes to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gridkeeper.identity import spiffe
+from gridkeeper.ids import JobId, NodeId, RegionId
+from gridkeeper.keys import KEYS
+from gridkeeper.kinds import KINDS
+from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.fleet import HealthState
+from tests.fixtures import records
+from tests.fixtures.grid import FakeGrid, MemoryStore
+from tests.fixtures.gridserver import GridServers
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int | None
+    out: str
+    err: str
+
+
+class Cli:
+    def __init__(self, config: Path, home: Path) -> None:
+        self.config = config
+        self.environment = {**os.environ, "HOME": str(home), "GRIDKEEPER_CONFIG": str(config), "COLUMNS": "200"}
+
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gridkeeper.cli.main",
+            *arguments,
+            env=self.environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def __call__(self, *arguments: str, stdin: str = "") -> Result:
+        process = await self.start(*arguments)
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+        return Result(process.returncode, out.decode(), err.decode())
+
+
+def _fill(grid: FakeGrid) -> None:
+    """At least one object of every kind."""
+    grid.put(grid.keys.node(NodeId("east-1")), records.node())
+    grid.put(grid.keys.liveness(NodeId("east-1")), records.liveness())
+    for name in ("east-1/gpu0", "east-1/gpu1"):
+        device = records.device(name)
+        grid.put(grid.keys.device(device.id), device)
+        grid.put(grid.keys.health(device.id), records.health(device.id))
+    sick = records.health("east-1/gpu0", HealthState.DRAINING, incident="i1", drain="d1", evidence="f1")
+    grid.put(grid.keys.health(sick.device), sick)
+    grid.put(grid.keys.event(records.event().id), records.event())
+    grid.put(grid.keys.finding("f1"), records.finding(evidence=(records.event().id,)))
+    grid.put(grid.keys.incident("i1"), records.incident(findings=("f1",), drain="d1"))
+    grid.put(grid.keys.drain("d1"), records.drain())
+    grid.put(grid.keys.account("device/east-1/gpu0"), records.account())
+    grid.put(KEYS.region(RegionId("east")), records.region())
+    grid.put(KEYS.job(JobId("train")), records.job())
+    grid.put(KEYS.ownership(JobId("train")), records.ownership())
+    grid.put(KEYS.run(JobId("train"), 1, 1), records.run())
+    grid.put(KEYS.head(JobId("train")), records.head())
+    grid.put(KEYS.checkpoint(JobId("train"), 40), records.checkpoint())
+    grid.put(KEYS.migration(records.migration().id), records.migration())
+    grid.put(KEYS.account("job/train"), records.account("job/train", UptimeClass.UP))
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[GridServers]:
+    made, world = GridServers(tmp_path), MemoryStore()
+    east = FakeGrid("east", world=world)
+    _fill(east)
+    await made.start(east)
+    await made.start(FakeGrid("west", world=world))
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def cli(servers: GridServers, tmp_path: Path) -> Cli:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Cli(servers.config_file(), home)
+
+
+async def test_every_kind_is_listed_in_every_form(cli: Cli) -> None:
+    await cli("drain", "east-1/gpu1", "--yes", "--reason", "for the audit trail")
+
+    async def check(kind: str, singular: str) -> None:
+        shown = await cli("get", kind, "-o", "json")
+        assert (shown.code, shown.err) == (0, ""), shown
+        listing = json.loads(shown.out)
+        assert listing["partial"] == [] and listing["items"], kind
+        assert all(item["kind"] == singular for item in listing["items"])
+        table = await cli("get", singular, "-o", "wide")
+        assert table.code == 0 and len(table.out.splitlines()) == len(listing["items"]) + 1
+
+    for start in range(0, len(KINDS), 4):
+        await asyncio.gather(*(check(info.plural, info.singular) for info in KINDS[start : start + 4]))
+
+
+async def test_forms_of_one_listing_agree(cli: Cli) -> None:
+    shown = [await cli("get", "de", "-l", "health=draining", "-o", form) for form in ("json", "yaml", "name", "table")]
+    as_json, as_yaml = json.loads(shown[0].out), yaml.safe_load(shown[1].out)
+    as_json["as_of_ms"] = as_yaml["as_of_ms"] = 0
+    assert as_json == as_yaml
+    assert shown[2].out == "device/east-1/gpu0\n"
+    header, row = shown[3].out.splitlines()
+    assert header.split()[:4] == ["NAME", "REGION", "MODEL", "HEALTH"]
+    assert row.startswith("east-1/gpu0  east") and "draining" in row
+    item = as_json["items"][0]
+    assert item["device"]["health"]["since_ms"] == records.T0 + 20
+    assert item["device"]["health"]["state"] == "draining"
+
+
+async def test_one_object_by_kind_and_name(cli: Cli) -> None:
+    shown = await cli("get", "job", "train", "-o", "json")
+    item = json.loads(shown.out)
+    assert item["job"]["ownership"]["epoch"] == {"generation": 1, "number": 1}
+    assert item["job"]["run"]["phase"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("get", "device", "east-1/gpu9"), 4, "device 'east-1/gpu9' is not in region"),
+        (("get", "devices", "-l", "sate=x"), 2, "no object here has the label 'sate'"),
+        (("get", "devices", "-l", "state"), 2, "is not key=value"),
+        (("get", "dervices"), 2, "kind: 'dervices' is none; use one of regions"),
+        (("get", "devices", "-o", "xml"), 2, "xml"),
+        (("explain", "device"), 2, "is not <kind>/<name>"),
+        (("job", "submit", "--name", "x"), 2, "the command after --"),
+        (("cordon", "east-1", "--for", "soon"), 2, "'soon' is not a duration"),
+        (("incident", "ack", "nope"), 4, "incident 'nope' is not in"),
+        (("no-such-command",), 2, "No such command"),
+    ],
+)
+async def test_errors_are_for_people_on_stderr_with_an_exit_code(
+    cli: Cli, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    result = await cli(*arguments)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err and "Traceback" not in result.err
+
+
+async def test_a_region_that_is_away_is_exit_code_3_and_said(cli: Cli, servers: GridServers) -> None:
+    await servers.kill("west-1")
+    result = await cli("get", "nodes", "-o", "json")
+    assert result.code == 3
+    listing = json.loads(result.out)
+    assert [item["name"] for item in listing["items"]] == ["east-1"]
+    assert "region west does not answer" in listing["partial"][0]
+    assert result.err.startswith("warning: incomplete: region west does not answer")
+    assert (await cli("get", "jobs")).code == 0
+    assert (await cli("info")).code == 3
+    await servers.kill("east-1")
+    gone = await cli("get", "nodes", "-o", "json")
+    assert (gone.code, gone.out) == (1, "")
+
+
+async def test_a_viewer_is_refused_with_exit_code_5(cli: Cli, servers: GridServers) -> None:
+    servers.config_file(spiffe.user("bob", "viewer"))
+    result = await cli("job", "stop", "train")
+    assert result.code == 5
+    assert "user/bob has the role viewer, and StopJob needs operator" in result.err
+
+
+async def test_a_drain_shows_the_jobs_it_hits_and_asks(cli: Cli, servers: GridServers) -> None:
+    asked = await cli("drain", "east-1/gpu0")
+    assert asked.code == 2
+    assert "train  running  checkpoint of step 40" in asked.err and "repeat with --yes" in asked.err
+    east = servers.grids["east-1"]
+    assert not east.region().drain_requests
+    done = await cli("drain", "east-1", "--yes", "--reason", "PSU")
+    assert done.code == 0 and "1 were asked for or out before" in done.out
+    assert list(east.region().drain_requests) == ["east-1/gpu1"]
+
+
+async def test_a_job_from_a_file_from_stdin_and_from_options(cli: Cli, servers: GridServers, tmp_path: Path) -> None:
+    text = "name: other\ncommand: [python, train.py]\ndevices: 2\nenv: {SEED: '7'}\ngrace_ms: 5000\n"
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    assert (await cli("job", "submit", "-f", str(path))).out.startswith("job other submitted: 2 devices")
+    assert "submitted already" in (await cli("job", "submit", "-f", "-", stdin=text)).out
+    made = await cli(
+        "job", "submit", "--name", "third", "--env", "A=b", "--grace", "10s", "--", "sh", "-c", "echo -n hi"
+    )
+    assert made.code == 0
+    spec = servers.grids["east-1"].world().jobs[JobId("third")].record.spec
+    assert (spec.command, spec.grace_ms) == (("sh", "-c", "echo -n hi"), 10_000)
+    wrong = await cli("job", "submit", "-f", "-", stdin="name: x\ncomand: [a]\n")
+    assert wrong.code == 2
+    assert "comand" in wrong.err and "standard input:2" in wrong.err
+    clash = await cli("job", "submit", "--name", "third", "--", "true")
+    assert clash.code == 5 and "another spec" in clash.err
+
+
+async def test_job_stop_and_logs(cli: Cli, servers: GridServers) -> None:
+    servers.grids["east-1"].logs["train"] = "loss 0.5 ü\n".encode()
+    assert (await cli("job", "logs", "train")).out == "loss 0.5 ü\n"
+    stopped = await cli("job", "stop", "job/train", "--reason", "enough")
+    assert (stopped.code, stopped.out) == (0, "job train is to stop: enough\n")
+
+
+async def test_acknowledging_several_incidents(cli: Cli, servers: GridServers) -> None:
+    east = servers.grids["east-1"]
+    east.put(east.keys.incident("i2"), records.incident("i2", "east-1/gpu1"))
+    result = await cli("incident", "ack", "incident/i1", "i2", "--reason", "on it")
+    assert result.code == 0
+    assert {i.record.acknowledged_by for i in east.region().incidents.values()} == {"user/ann"}
+
+
+async def test_describe_shows_everything_and_what_is_related(cli: Cli) -> None:
+    result = await cli("describe", "device", "east-1/gpu0")
+    assert result.code == 0
+    for part in ("Device east-1/gpu0 in region east", "state: draining", "Incidents:", "Events:", "Chain of evidence:"):
+        assert part in result.out
+    job = await cli("describe", "job", "train")
+    assert "command: python, train.py" in job.out and "Checkpoints:" in job.out
+
+
+async def test_explain_prints_the_chain(cli: Cli) -> None:
+    result = await cli("explain", "incident/i1")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0].split() == ["AT", "AFTER", "STEP", "OBJECT", "WHAT"]
+    assert "backend.events" in lines[1] and "+0ms" in lines[1]
+    assert any("migrate.confirm" in line and "+9s" in line for line in lines)
+    chain = json.loads((await cli("explain", "incident/i1", "-o", "json")).out)["chain"]
+    assert len(chain) == len(lines) - 1
+
+
+async def test_sla_status(cli: Cli) -> None:
+    result = await cli("sla", "status")
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.splitlines()] == ["SCOPE", "device/east-1/gpu0", "job/train"]
+    one = json.loads((await cli("sla", "status", "job/train", "-o", "json")).out)["items"][0]
+    assert one["account"]["current"] == "up" and "/" in one["uptime"]
+
+
+async def test_watch_prints_what_exists_and_then_changes(cli: Cli, servers: GridServers) -> None:
+    process = await cli.start("get", "devices", "-w")
+    assert process.stdout is not None
+    try:
+        first = [(await asyncio.wait_for(process.stdout.readline(), 30)).decode() for _ in range(3)]
+        assert first[0].startswith("NAME") and "draining" in first[1]
+        east = servers.grids["east-1"]
+        device = records.device("east-1/gpu1").id
+        east.put(east.keys.health(device), records.health(device, HealthState.SUSPECT))
+        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        assert line.startswith("east-1/gpu1") and "suspect" in line
+        east.delete(east.keys.device(device))
+        assert (await asyncio.wait_for(process.stdout.readline(), 30)).decode() == "device/east-1/gpu1 is gone\n"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_which_configuration_is_used_is_said_and_a_missing_one_too(cli: Cli, tmp_path: Path) -> None:
+    said = await cli("get", "nodes", "-v")
+    assert said.err == f"configuration: {cli.config}\n"
+    del cli.environment["GRIDKEEPER_CONFIG"]
+    missing = await cli("get", "nodes")
+    assert missing.code == 1 and "start a grid with 'gridkeeper up'" in missing.err
+    named = await cli("get", "nodes", "--config", str(cli.config))
+    assert named.code == 0
+    wrong = await cli("--config", str(tmp_path / "none.yaml"), "get", "nodes")
+    assert wrong.code == 1 and "none.yaml: cannot be read" in wrong.err
+
+
+async def test_help_and_version_need_no_grid(cli: Cli) -> None:
+    helped = await cli("--help")
+    assert helped.code == 0 and "Exit codes: 0 ok" in helped.out
+    assert (await cli("version")).out.startswith("gridkeeper 0.")
