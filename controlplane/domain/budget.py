@@ -94,7 +94,7 @@ class Book:
         for device in state.devices.values():
             covering = names_covering(device.record, self._policies)
             self._covering[device.record.id] = tuple(covering)
-            totals.update(covering)
+            totals.update(covering.keys())  # counts names; a mapping would add up its values
             policies.update(covering)
             health = state.health.get(device.record.id)
             if health and health.record.state in OUT:
