@@ -35,7 +35,7 @@ class SimJob:
     checkpoint_ms: int = 10
     ignores_sigterm: bool = False
     crash_at: int = -1
-    linger_ms: int = 0  # a child that outlives the leading process by this long
+    linger_ms: int = 0  # a child in uninterruptible sleep outlives the leading process by this long
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class SimExecutor:
     def _end(self, run: _Run, code: int, number: int) -> None:
         run.alive, run.exit_code, run.exit_signal = False, code, number
         run.ended_ms = self._clock.mono_ms()
-        run.tree_gone = not run.job.linger_ms or run.kill_ms is not None
+        run.tree_gone = not run.job.linger_ms
         run.poke.set()
 
     async def _live(self, run: _Run) -> None:

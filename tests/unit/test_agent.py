@@ -129,7 +129,8 @@ async def test_a_higher_epoch_waits_until_the_lower_ones_tree_is_gone(bench: Ben
     assert old is not None
     assert new is not None
     assert old.tree_gone
-    assert new.started_ms >= old.ended_ms
+    assert new.started_ms >= old.ended_ms + 2_000
+    await bench.until(lambda: bench.executor.history[-1].epoch == Epoch(1, 2), "it makes steps")
     last_old = max(s.at_ms for s in bench.executor.history if s.epoch == Epoch(1, 1))
     first_new = min(s.at_ms for s in bench.executor.history if s.epoch == Epoch(1, 2))
     assert last_old < first_new
