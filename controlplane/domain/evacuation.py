@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gridkeeper.ids import DeviceId, Epoch, JobId
 from gridkeeper.keys import KEYS, RegionKeys
-from gridkeeper.records.jobs import RunPhase
+from gridkeeper.records.jobs import TERMINAL_MIGRATION, RunPhase
 from gridkeeper.snapshot import GlobalState, RegionState
 
 
@@ -41,8 +41,10 @@ def jobs_on(state: RegionState, world: GlobalState, device: DeviceId) -> Presenc
     for job, reservation in sorted(state.reservations.items()):
         if device not in reservation.record.devices:
             continue
-        held = world.ownership.get(job)
-        if held is None or held.record.migration != reservation.record.migration:
+        held, migration = world.ownership.get(job), world.migrations.get(reservation.record.migration)
+        owns = held is not None and held.record.migration == reservation.record.migration
+        over = migration is not None and migration.record.state in TERMINAL_MIGRATION
+        if not owns and not over:
             jobs.add(job)
     return Presence(frozenset(jobs), tuple(released), _unknown(state, world))
 

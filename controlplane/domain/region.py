@@ -10,6 +10,7 @@ from controlplane.domain.cordon import decide_expiry
 from controlplane.domain.detect import decide_detection
 from controlplane.domain.drain import decide_drains
 from controlplane.domain.liveness import decide_liveness
+from controlplane.domain.sla import decide_ledger
 from gridkeeper.decision import Decision, Now
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
@@ -30,6 +31,7 @@ def decide_region(state: RegionState, world: GlobalState, settings: Settings, no
             *decide_drains(state, world, settings, now),
             *decide_expiry(state, settings, now),
             *((budgets,) if budgets else ()),
+            *decide_ledger(state, settings, now),
         )
     )
 
