@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from gridkeeper.client import fanout, follow
 from gridkeeper.client.changes import Change
 from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
-from gridkeeper.client.replicas import Replicas
+from gridkeeper.client.replicas import Patience, Replicas
 from gridkeeper.clock import SystemClock
 from gridkeeper.config import ClientConfig
 from gridkeeper.ids import RegionId
@@ -28,9 +28,6 @@ R = TypeVar("R", bound=Message)
 PAGE_SIZE = 2_000
 LIST_ATTEMPTS = 4
 """A page token is bound to one replica's snapshot: when that is gone, the listing begins anew."""
-
-ACT_MS = 15_000
-"""Acts commit to a store that may be electing a leader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,11 @@ class GridClient:
     """
 
     def __init__(
-        self, config: ClientConfig, credentials: grpc.ChannelCredentials | None = None, clock: Clock | None = None
+        self,
+        config: ClientConfig,
+        credentials: grpc.ChannelCredentials | None = None,
+        clock: Clock | None = None,
+        patience: Patience | None = None,
     ) -> None:
         if not config.regions:
             raise InvalidRequest("regions: the client configuration names none; add one with its addresses")
@@ -94,7 +95,7 @@ class GridClient:
 
             credentials = channel_credentials(config.tls)
         self._clock = clock or SystemClock()
-        self._all = tuple(Replicas(endpoints, credentials) for endpoints in config.regions)
+        self._all = tuple(Replicas(region, credentials, patience or Patience()) for region in config.regions)
         self._regions: dict[RegionId, Replicas] = {replicas.region: replicas for replicas in self._all}
 
     async def __aenter__(self) -> GridClient:
@@ -186,7 +187,7 @@ class GridClient:
         _, item = await self._locate(api_pb2.KIND_JOB, job)
         request = api_pb2.JobLogsRequest(job=job, tail_bytes=tail_bytes)
         owner = self._regions.get(RegionId(item.job.ownership.region))
-        call = owner.call("JobLogs", request, api_pb2.JobLogsResponse, ACT_MS) if owner else None
+        call = owner.call("JobLogs", request, api_pb2.JobLogsResponse, act=True) if owner else None
         answer = await (call or self._anywhere("JobLogs", request, api_pb2.JobLogsResponse))
         return answer.node, answer.text
 
@@ -229,7 +230,7 @@ class GridClient:
 
     async def _act(self, replicas: Replicas | None, name: str, request: Any) -> Act:
         if replicas is not None:
-            answer = await replicas.call(name, request, api_pb2.ActResponse, ACT_MS)
+            answer = await replicas.call(name, request, api_pb2.ActResponse, act=True)
             region = replicas.region
         else:
             answer = await self._anywhere(name, request, api_pb2.ActResponse)
@@ -241,7 +242,7 @@ class GridClient:
         failures: tuple[str, ...] = ()
         for replicas in self._all:
             try:
-                return await replicas.call(name, request, response, ACT_MS)
+                return await replicas.call(name, request, response, act=True)
             except Unreachable as error:
                 failures += (str(error),)
         raise Unreachable("; ".join(failures))

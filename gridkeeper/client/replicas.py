@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -18,11 +19,18 @@ from gridkeeper.v1 import api_pb2
 R = TypeVar("R", bound=Message)
 
 SERVICE = "/gridkeeper.v1.Grid/"
-CALL_MS = 5_000
-"""Deadline of one attempt at one replica. A paused process is not noticed by keep-alive, only by this."""
 
-STALL_MS = 4_000
-"""A watch says something at least once a second; silent for this long, it is dead."""
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """``call_ms``: deadline of one attempt at one replica; a paused process is not noticed by keep-alive, only by this.
+    ``act_ms``: the same for acts, which commit to a store that may be electing a leader. ``stall_ms``: a watch says
+    something at least once a second; silent for this long, it is dead."""
+
+    call_ms: int = 5_000
+    act_ms: int = 15_000
+    stall_ms: int = 4_000
+
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),
@@ -41,26 +49,27 @@ class WatchStalled(Exception):
 class Replicas:
     """Created inside the running event loop; close it. Prefers the replica that answered last."""
 
-    def __init__(self, endpoints: RegionEndpoints, credentials: grpc.ChannelCredentials) -> None:
+    def __init__(self, endpoints: RegionEndpoints, credentials: grpc.ChannelCredentials, patience: Patience) -> None:
         self.region: RegionId = endpoints.name
         self.addresses = endpoints.addresses
         self._channels = [
             grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS) for address in endpoints.addresses
         ]
         self._preferred = 0
+        self._patience = patience
 
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
 
-    async def call(self, name: str, request: Message, response: type[R], timeout_ms: int = CALL_MS) -> R:
+    async def call(self, name: str, request: Message, response: type[R], act: bool = False) -> R:
         """One unary call, at each replica at most once. Raises ``Unreachable`` when none answers, else what the one
         that answered said."""
         failures: list[str] = []
         for offset in range(len(self._channels)):
             index = (self._preferred + offset) % len(self._channels)
             try:
-                answer = await self.call_one(index, name, request, response, timeout_ms)
+                answer = await self.call_one(index, name, request, response, act)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RETRIABLE:
                     self._preferred = index
@@ -75,15 +84,14 @@ class Replicas:
         """The sentence for people."""
         return f"region {self.region} does not answer ({why}); check that its control plane runs and its address"
 
-    async def call_one(
-        self, index: int, name: str, request: Message, response: type[R], timeout_ms: int = CALL_MS
-    ) -> R:
+    async def call_one(self, index: int, name: str, request: Message, response: type[R], act: bool = False) -> R:
         """One attempt at one replica. Raises ``AioRpcError``."""
         method = self._channels[index].unary_unary(
             SERVICE + name,
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
+        timeout_ms = self._patience.act_ms if act else self._patience.call_ms
         answer: R = await method(request, timeout=timeout_ms / 1000)
         return answer
 
@@ -102,7 +110,7 @@ class Replicas:
                 raise from_rpc(error) from error
             except TimeoutError as error:
                 self._preferred = (index + 1) % len(self._channels)
-                raise WatchStalled(f"{self.addresses[index]}: silent for {STALL_MS // 1000} s") from error
+                raise WatchStalled(f"{self.addresses[index]}: silent for {self._patience.stall_ms} ms") from error
         self._preferred = (index + 1) % len(self._channels)
         raise WatchStalled(f"{self.addresses[index]}: the stream ended")
 
@@ -115,7 +123,7 @@ class Replicas:
         call = method(request)
         try:
             while True:
-                async with asyncio.timeout(STALL_MS / 1000):
+                async with asyncio.timeout(self._patience.stall_ms / 1000):
                     event = await call.read()
                 if not isinstance(event, api_pb2.WatchEvent):  # grpc.aio.EOF
                     return

@@ -4,6 +4,8 @@ silently smaller."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 
 from gridkeeper.client import Gone, GridClient, Incomplete, NotFound, Partial, Put, Synced, Unreachable
 from gridkeeper.client.changes import Change
+from gridkeeper.client.replicas import Patience
+from gridkeeper.config import RegionEndpoints
 from gridkeeper.ids import JobId, NodeId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.faults import DrainState
@@ -168,3 +172,28 @@ async def test_a_watch_begins_while_a_region_is_away(client: GridClient, servers
     await _until(watch, Synced, held)
     await watch.aclose()
     assert set(held) == {"east-1", "train"}
+
+
+async def test_a_replica_that_hangs_is_given_up_and_another_asked(tmp_path: Path) -> None:
+    """A paused process accepts connections and says nothing: only a deadline on each call and a limit on silence in
+    each watch notice it."""
+    servers, world = GridServers(tmp_path), MemoryStore()
+    east = _region("east", world)
+    second = FakeGrid("east", east.local, world, "east-2")
+    hangs = socket.create_server(("127.0.0.1", 0))  # never accepts
+    east_address = await servers.start(second)
+    config = servers.config()
+    address = f"127.0.0.1:{hangs.getsockname()[1]}"
+    mute = dataclasses.replace(config, regions=(RegionEndpoints(records.EAST, (address, east_address)),))
+    try:
+        async with GridClient(mute, patience=Patience(call_ms=300, act_ms=300, stall_ms=300)) as client:
+            assert [item.name for item in (await client.list(api_pb2.KIND_NODE)).objects] == ["east-1"]
+        async with GridClient(mute, patience=Patience(call_ms=300, act_ms=300, stall_ms=2_000)) as client:
+            held: dict[str, object] = {}
+            watch = client.watch(NODES)
+            await _until(watch, Synced, held)
+            await watch.aclose()
+            assert set(held) == {"east-1"}
+    finally:
+        hangs.close()
+        await servers.stop()
