@@ -18,11 +18,12 @@ from gridkeeper.cli.local.follow import Follower, NotSeen, World
 from gridkeeper.cli.local.grid import LocalGrid
 from gridkeeper.cli.local.training import Baseline, Final, Training, job_spec, read_final, run_undisturbed
 from gridkeeper.cli.local.weather import blow
+from gridkeeper.cli.narrate import outcome
 from gridkeeper.client import ClientError, GridClient
 from gridkeeper.clock import SystemClock
 from gridkeeper.ids import DeviceId, NodeId, node_of, slot_of
 from gridkeeper.records.faults import DrainState
-from gridkeeper.records.jobs import JobState, MigrationState, OwnershipRecord
+from gridkeeper.records.jobs import JobState, MigrationRecord, MigrationState, OwnershipRecord
 
 DEVICES = 4
 TRAINING = Training(steps=160, step_ms=100, checkpoint_every=20)
@@ -73,7 +74,8 @@ def run(directory: Path) -> int:
     try:
         return asyncio.run(_interruptible(directory))
     except GridError as error:
-        raise ClientError(str(error)) from error
+        print(f"gridkeeper: {error}", file=sys.stderr)  # with the end of a log, on lines of its own
+        return 1
 
 
 async def _interruptible(directory: Path) -> int:
@@ -270,7 +272,9 @@ class Stage:
             Verdict("one incident for the device", len(incidents) == 1, f"{len(incidents)} found"),
             Verdict("one drain, within its budgets", len(drains) == 1, f"{len(drains)} found"),
             Verdict("one migration", len(moves) == 1, f"{len(moves)} found"),
-            Verdict("RPO and RTO are known", all(m.rto_ms >= 0 and m.rpo_steps >= 0 for m in moves), ""),
+            Verdict(
+                "its RPO and RTO are known", bool(moves) and all(map(_measured, moves)), ", ".join(map(outcome, moves))
+            ),
             Verdict(
                 "the ledger knows device, region and job", len(slas) == len(scopes), f"{len(slas)} of {len(scopes)}"
             ),
@@ -285,6 +289,10 @@ class Stage:
         ):
             self._teller.report(lines)
         return all(verdict.true for verdict in verdicts)
+
+
+def _measured(move: MigrationRecord) -> bool:
+    return move.rto_ms >= 0 and move.rpo_steps >= 0
 
 
 def _place(device: DeviceId) -> tuple[NodeId, int]:

@@ -37,10 +37,9 @@ def drain_lines(drains: Iterable[DrainRecord]) -> list[str]:
 def migration_lines(migrations: Iterable[MigrationRecord]) -> list[str]:
     lines = []
     for move in migrations:
-        lines.append(
-            f"migration  {move.id}: {move.kind}, {move.source_node} ({move.source_region}) at epoch {move.source_epoch}"
-            f" to {move.target_node} ({move.target_region}) at epoch {move.target_epoch}: {move.state}"
-        )
+        source = f"{move.source_node} ({move.source_region}) at epoch {move.source_epoch}"
+        target = f"{move.target_node} ({move.target_region}) at epoch {move.target_epoch}"
+        lines.append(f"migration  {move.id} ({move.kind}): from {source} to {target}: {move.state}")
         lines.append(f"           reason: {move.reason}")
         lines.append(f"           {outcome(move)}; resumed from step {move.resume_step}")
         lines.append(f"           RTO by stage, since the fault: {_stages(move.stages, move.fault_ms)}")

@@ -10,7 +10,7 @@ from gridkeeper.cli.text import span
 from gridkeeper.client import Change, Gone, Partial, Put
 from gridkeeper.records.faults import DrainRecord, DrainState, IncidentRecord, IncidentState
 from gridkeeper.records.fleet import HealthRecord, HealthState, LivenessRecord, NodeState
-from gridkeeper.records.jobs import JobRecord, JobState, MigrationRecord, MigrationState, OwnershipRecord
+from gridkeeper.records.jobs import JobRecord, JobState, MigrationKind, MigrationRecord, MigrationState, OwnershipRecord
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import Object
 
@@ -23,6 +23,15 @@ KINDS = (
     api_pb2.KIND_MIGRATION,
 )
 """What a ``Narrator`` wants to watch."""
+
+_KIND = {
+    MigrationKind.START: "start",
+    MigrationKind.PLANNED: "planned move",
+    MigrationKind.RECOVERY: "recovery",
+}
+_DRAIN_REASONS = (DrainState.PLANNED, DrainState.ADMITTED, DrainState.REFUSED, DrainState.FAILED, DrainState.EXPIRED)
+MAX_REASON = 120
+"""Characters of a reason within a sentence; objects have it in full."""
 
 _QUIET = frozenset({"", HealthState.UNKNOWN, HealthState.HEALTHY})
 
@@ -84,13 +93,13 @@ def _node(item: Object) -> tuple[str, str] | None:
     live: LivenessRecord | None = _record(LivenessRecord, item.node, "liveness")
     if live is None:
         return None
-    why = f": {live.reason}" if live.state is not NodeState.ALIVE else ""
+    why = f": {_short(live.reason)}" if live.state is not NodeState.ALIVE else ""
     return live.state, f"node {item.name} is {live.state}{why}"
 
 
 def _device(item: Object) -> tuple[str, str] | None:
     health: HealthRecord | None = _record(HealthRecord, item.device, "health")
-    return (health.state, f"device {item.name}: {health.state}: {health.reason}") if health else None
+    return (health.state, f"device {item.name}: {health.state}: {_short(health.reason)}") if health else None
 
 
 def _incident(item: Object) -> tuple[str, str] | None:
@@ -98,18 +107,18 @@ def _incident(item: Object) -> tuple[str, str] | None:
     if incident is None:
         return None
     if incident.state is IncidentState.RESOLVED:
-        return incident.state, f"incident {item.name} resolved: {incident.resolution}"
+        return incident.state, f"incident {item.name} resolved: {_short(incident.resolution)}"
     if incident.state is IncidentState.ACKNOWLEDGED:
         return incident.state, f"incident {item.name} acknowledged by {incident.acknowledged_by}"
-    return incident.state, f"incident {item.name} on {incident.subject} ({incident.severity}): {incident.title}"
+    return incident.state, f"incident {item.name} on {incident.subject} ({incident.severity}): {_short(incident.title)}"
 
 
 def _drain(item: Object) -> tuple[str, str] | None:
     drain: DrainRecord | None = _whole(DrainRecord, item.drain)
     if drain is None:
         return None
-    why = f": {drain.reason}" if drain.state in (DrainState.PLANNED, DrainState.ADMITTED, DrainState.REFUSED) else ""
-    return drain.state, f"drain of {drain.device} {drain.state}{why}"
+    why = f": {_short(drain.reason)}" if drain.state in _DRAIN_REASONS else ""
+    return drain.state, f"drain of {drain.device} is {drain.state}{why}"
 
 
 def _job(item: Object) -> tuple[str, str] | None:
@@ -122,7 +131,7 @@ def _job(item: Object) -> tuple[str, str] | None:
     if owner is not None and job.state in (JobState.STARTING, JobState.RUNNING):
         state = f"{job.state} {owner.epoch}"
         where = f" on {owner.node} in {owner.region}, epoch {owner.epoch}"
-    why = f": {job.reason}" if job.reason and not where else ""
+    why = f": {_short(job.reason)}" if job.reason and not where else ""
     return state, f"job {item.name} is {job.state}{where}{why}"
 
 
@@ -132,14 +141,20 @@ def _migration(item: Object) -> tuple[str, str] | None:
         return None
     words = str(move.state).replace("_", " ")
     way = f"{move.source_node or 'nowhere'} to {move.target_node or move.target_region or 'a target'}"
-    text = f"{move.kind} of {move.job} from {way}: {words}"
+    text = f"{_KIND[move.kind]} of {move.job} from {way}: {words}"
+    if move.kind is MigrationKind.START:
+        text = f"start of {move.job} on {move.target_node or move.target_region or 'some node'}: {words}"
     if move.state is MigrationState.PLANNED:
-        text += f" ({move.reason})"
+        text += f" ({_short(move.reason)})"
     elif move.state is MigrationState.DONE and move.source_node:
         text += f", {outcome(move)}"
     elif move.state in (MigrationState.FAILED, MigrationState.CANCELLED):
-        text += f": {move.reason}"
+        text += f": {_short(move.reason)}"
     return f"{move.state} {move.attempt}", text
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
 
 
 def outcome(move: MigrationRecord) -> str:

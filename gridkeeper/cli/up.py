@@ -10,18 +10,19 @@ from datetime import datetime
 from pathlib import Path
 
 from gridkeeper.cli.local.children import GridError
-from gridkeeper.cli.local.follow import Follower
+from gridkeeper.cli.local.follow import Follower, World
 from gridkeeper.cli.local.grid import LocalGrid
 from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.cli.local.training import Training, job_spec
 from gridkeeper.cli.local.weather import blow
-from gridkeeper.client import ClientError, GridClient
+from gridkeeper.client import GridClient
 from gridkeeper.clock import SystemClock
 
 JOB = "train"
 TRAINING = Training(steps=1_000_000, step_ms=200, checkpoint_every=50)
 DEVICES = 4
 CHECK_MS = 1_000
+PULSE_MS = 10_000
 
 
 def run(directory: Path, *, tui: bool) -> int:
@@ -29,7 +30,8 @@ def run(directory: Path, *, tui: bool) -> int:
     try:
         return asyncio.run(_up(directory, tui))
     except GridError as error:
-        raise ClientError(str(error)) from error
+        print(f"gridkeeper: {error}", file=sys.stderr)  # with the end of a log, on lines of its own
+        return 1
 
 
 def _say(sentence: str) -> None:
@@ -60,7 +62,7 @@ async def _up(directory: Path, tui: bool) -> int:
                 asyncio.create_task(follower.follow()),
                 asyncio.create_task(blow(hosts, follower.world.devices_in_use, clock)),
                 asyncio.create_task(_watch_children(grid, clock)),
-                asyncio.create_task(_tui(grid.places.client)) if tui else stopping,
+                asyncio.create_task(_tui(grid.places.client) if tui else _pulse(follower.world, clock)),
             ]
             if not tui:
                 _say(
@@ -82,6 +84,15 @@ async def _up(directory: Path, tui: bool) -> int:
         _say("stopping the grid: agents, jobs, control planes, stores")
         await grid.stop()
         _say("the grid is down")
+
+
+async def _pulse(world: World, clock: SystemClock) -> None:
+    """A line now and then that says how the job gets on."""
+    while True:
+        await clock.sleep(PULSE_MS)
+        run = world.run(JOB)
+        if run is not None and run.last_step >= 0:
+            _say(f"job {JOB} has done step {run.last_step} on {run.node}, epoch {run.epoch}, loss {run.last_loss:.5f}")
 
 
 async def _watch_children(grid: LocalGrid, clock: SystemClock) -> None:
