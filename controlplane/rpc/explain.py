@@ -128,7 +128,11 @@ def _incident(incident: IncidentRecord) -> Iterator[Link]:
 
 def _drain(drain: DrainRecord) -> Iterator[Link]:
     kind = api_pb2.KIND_DRAIN
-    asked = "" if drain.requested_by == "machine" else f", asked for by {drain.requested_by}"
+    asked = (
+        ""
+        if drain.requested_by == "machine" or drain.requested_by in drain.reason
+        else f", asked for by {drain.requested_by}"
+    )
     rule = f" [rule {drain.rule} v{drain.rule_version}]" if drain.rule else ""
     yield _link("drain.plan", kind, drain.id, drain.planned_ms, f"{drain.device}: {drain.reason}{asked}{rule}")
     for stage in drain.stages:
@@ -144,7 +148,8 @@ def _drain(drain: DrainRecord) -> Iterator[Link]:
 
 def _migration(migration: MigrationRecord) -> Iterator[Link]:
     kind = api_pb2.KIND_MIGRATION
-    route = f"{migration.source_node or 'nowhere'} → {migration.target_node or 'a place to be found'}"
+    target = migration.target_node or "a place to be found"
+    route = f"{migration.source_node} → {target}" if migration.source_node else f"on {target}"
     what = "start" if migration.kind is MigrationKind.START else f"{migration.kind.value} move"
     yield _link(
         "migrate.plan", kind, migration.id, migration.requested_ms, f"{what} of {migration.job}: {migration.reason}"
@@ -163,7 +168,7 @@ def _figures(migration: MigrationRecord) -> str:
     parts = []
     if migration.rto_ms >= 0:
         parts.append(f"RTO {duration(migration.rto_ms)}")
-    if migration.rpo_steps >= 0:
+    if migration.rpo_steps >= 0 and migration.kind is not MigrationKind.START:
         parts.append(f"RPO {migration.rpo_steps} steps, {duration(max(0, migration.rpo_ms))}")
     return f"; {', '.join(parts)}" if parts else ""
 
@@ -175,7 +180,7 @@ def _books(thread: Thread, region: RegionState, world: GlobalState, entries: Ite
         if not ids.isdisjoint(entry.refs):
             lasted = duration(entry.until_ms - entry.from_ms)
             sentence = f"{entry.scope} was {entry.uptime.value} for {lasted}: {entry.reason}"
-            yield _link("ledger.append", kind, entry.scope, entry.from_ms, sentence)
+            yield _link("ledger.append", kind, entry.scope, entry.until_ms, sentence)
     for scope in thread.scopes():
         held: Versioned[AccountRecord] | None = region.accounts.get(scope) or world.accounts.get(scope)
         if held:

@@ -66,6 +66,11 @@ def devices_of(target: str, region: RegionState) -> tuple[DeviceId, ...]:
     return tuple(sorted(name for name, device in region.devices.items() if device.record.node == target))
 
 
+def counted(count: int, what: str) -> str:
+    """``1 device``, ``2 devices``."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def reference_of(target: str) -> str:
     return f"device/{target}" if "/" in target else f"node/{target}"
 
@@ -89,7 +94,7 @@ def drain(target: str, wish: Wish, region: RegionState, now: Now) -> Plan:
         states = {h.record.state.value for device in devices if (h := region.health.get(device))}
         return Plan(f"{target} is already asked for or out ({', '.join(sorted(states))})", objects)
     already = f"; {len(devices) - len(asked)} were asked for or out before" if len(asked) < len(devices) else ""
-    sentence = f"drain of {target} asked for ({len(asked)} devices){already}: {wish.reason}"
+    sentence = f"drain of {target} asked for ({counted(len(asked), 'device')}){already}: {wish.reason}"
     guards = guards_of((keys.device(device), region.devices[device]) for device in asked)
     decision = Decision(
         "drain.request", sentence, draft.writes(), guards, reference_of(target), (wish.actor,), wish.trace
@@ -189,7 +194,7 @@ def submit_job(spec: JobSpec, wish: Wish, world: GlobalState, now: Now) -> Plan:
     )
     draft = Draft()
     draft.put(KEYS.job(spec.name), record, None)
-    sentence = f"job {spec.name} submitted: {spec.devices} devices, {' '.join(spec.command)[:120]}"
+    sentence = f"job {spec.name} submitted: {counted(spec.devices, 'device')}, {' '.join(spec.command)[:120]}"
     return Plan(sentence, objects, Decision("job.submit", sentence, draft.writes(), (), objects[0], (), wish.trace))
 
 

@@ -51,7 +51,7 @@ def migrate_job(name: str, to_region: str, wish: Wish, world: GlobalState, now: 
     guards = guards_of([(run_key(job, ownership.record.epoch), run)])
     decision = begin(world, held, ownership, cause, now, guards)
     migration = decision.subject.removeprefix("migration/")
-    return Plan(f"job {name} is moved{where} by migration {migration}", _objects(name, migration), decision)
+    return Plan(f"job {name} is being moved{where} by migration {migration}", _objects(name, migration), decision)
 
 
 def _objects(job: str, migration: str) -> tuple[str, ...]:

@@ -108,12 +108,13 @@ async def _hit(grid: GridClient, target: str) -> tuple[tuple[Object, ...], list[
 
 
 def _warning(target: str, devices: Iterable[Object], jobs: list[Object]) -> Iterable[str]:
-    count = sum(1 for _ in devices)
+    number = sum(1 for _ in devices)
+    count = f"{number} device" + ("" if number == 1 else "s")
     if not jobs:
-        yield f"{target}: {count} devices, no job runs on them"
+        yield f"{target}: {count}, no job runs there"
         return
     now_ms = SystemClock().wall_ms()
-    yield f"{target}: {count} devices; the jobs on them will be stopped after a checkpoint and moved:"
+    yield f"{target}: {count}; the jobs there will be stopped after a checkpoint and moved:"
     for job in jobs:
         head = job.job.head
         saved = f"checkpoint of step {head.step}, {age(head.committed_ms, now_ms)} old" if head.job else "no checkpoint"

@@ -72,7 +72,8 @@ def _checkpoint(item: Object, now: int) -> str:
 
 def _rpo(item: Object, now: int) -> str:
     migration = item.migration
-    return f"{migration.rpo_steps} steps" if migration.rpo_steps >= 0 else "-"
+    first = migration.kind == records_pb2.MIGRATION_KIND_START  # nothing ran before that could be lost
+    return "-" if first or migration.rpo_steps < 0 else f"{migration.rpo_steps} steps"
 
 
 def route(region: str, node: str) -> str:

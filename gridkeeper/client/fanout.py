@@ -23,7 +23,8 @@ P = TypeVar("P", bound=HasPartial)
 
 async def as_completed(work: Sequence[Coroutine[Any, Any, T]]) -> AsyncGenerator[T | ClientError, None]:
     """Results and ``ClientError``s in the order in which they come; the rest is cancelled when the caller stops."""
-    pending = {asyncio.ensure_future(one) for one in work}
+    tasks = [asyncio.ensure_future(one) for one in work]
+    pending = set(tasks)
     try:
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -36,9 +37,10 @@ async def as_completed(work: Sequence[Coroutine[Any, Any, T]]) -> AsyncGenerator
                 else:
                     raise error
     finally:
-        for task in pending:
+        # Also those that are done and were not looked at: an error nobody fetches is reported by asyncio.
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def first_whole(regions: Sequence[Replicas], ask: Callable[[Replicas], Coroutine[Any, Any, P]]) -> P | None:

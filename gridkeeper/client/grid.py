@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -260,15 +261,17 @@ class GridClient:
 
         absent: tuple[NotFound, ...] = ()
         unreachable: tuple[Unreachable, ...] = ()
-        async for outcome in fanout.as_completed([ask(replicas) for replicas in self._all]):
-            if isinstance(outcome, NotFound):
-                absent += (outcome,)
-            elif isinstance(outcome, Unreachable):
-                unreachable += (outcome,)
-            elif isinstance(outcome, ClientError):
-                raise outcome
-            else:
-                return outcome
+        asked = fanout.as_completed([ask(replicas) for replicas in self._all])
+        async with contextlib.aclosing(asked) as outcomes:
+            async for outcome in outcomes:
+                if isinstance(outcome, NotFound):
+                    absent += (outcome,)
+                elif isinstance(outcome, Unreachable):
+                    unreachable += (outcome,)
+                elif isinstance(outcome, ClientError):
+                    raise outcome
+                else:
+                    return outcome
         away = "; ".join(str(error) for error in unreachable)
         if not absent:
             raise Unreachable(away)

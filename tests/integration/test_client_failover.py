@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -197,3 +198,13 @@ async def test_a_replica_that_hangs_is_given_up_and_another_asked(tmp_path: Path
     finally:
         hangs.close()
         await servers.stop()
+
+
+async def test_what_is_found_in_one_region_leaves_no_errors_of_the_others_behind(client: GridClient) -> None:
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+    for _ in range(20):
+        await client.get(api_pb2.KIND_NODE, "west-1")
+        await client.get(api_pb2.KIND_NODE, "east-1")
+    gc.collect()
+    assert reported == []
