@@ -10,7 +10,6 @@ session: when a cut heals, every timer starts anew.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -47,9 +46,10 @@ def _fraction(settings: Settings) -> Fraction:
 
 
 def settled_since(state: RegionState, settings: Settings) -> int | None:
-    """When (this process's clock) enough nodes had the sessions that they have now; None: they do not have them."""
+    """When (this process's clock) so many nodes had the sessions that they have now that the region was not in doubt;
+    None: they do not have them."""
     standing = sorted(state.sessions[node].seen_ms for node in state.nodes if heard(state, node))
-    need = math.ceil(len(state.nodes) * (1 - _fraction(settings)))
+    need = len(state.nodes) - max(1, int(_fraction(settings) * len(state.nodes)))
     if len(standing) < need:
         return None
     return standing[need - 1] if need else 0
