@@ -33,7 +33,7 @@ from nodeagent.uplink import Uplink
 log = logging.getLogger("gridkeeper.agent")
 
 FLUSH_MS = 500
-"""How often merged counts are told and the inventory is remembered."""
+"""How often merged counts are told, the inventory is remembered and the sampling rate is set."""
 OVERFLOW_KERNEL_LOG = 4
 """Code of the ``OVERFLOW`` event "lines of the kernel log are missing"."""
 POLL_READY_MS = 20
@@ -166,6 +166,8 @@ class Agent:
             for admitted in self._dedupe.flush(self._ports.clock.mono_ms()):
                 self._admitted.put_nowait(admitted)
             await self.devices.remember()
+            for watch in self.devices.watches:
+                watch.sample_ms = self.supervisor.timings.telemetry_ms
             await self._ports.clock.sleep(FLUSH_MS)
 
     async def _kernel_lines(self, entries: tuple[Entry, ...]) -> None:

@@ -89,6 +89,10 @@ class Supervisor:
         self._timings = timings
         self._executor.margins(timings.term_before_ms, timings.kill_before_ms)
 
+    @property
+    def timings(self) -> Timings:
+        return self._timings
+
     # What the uplink brings
 
     def take(self, command: Command) -> None:

@@ -33,6 +33,7 @@ LOG_LIMIT = 16 << 20
 LOG_KEPT = 4 << 20
 """Output beyond the limit is cut: its end is kept beside it as ``output.log.1``."""
 MAX_TAIL = 65_536
+SILENT_MS = 5_000
 
 
 def guardian_command(state_dir: Path) -> tuple[str, ...]:
@@ -69,6 +70,8 @@ class ProcessExecutor:
         self._client = GuardianClient(self._state_dir, command or guardian_command(self._state_dir), clock)
         self._progress: dict[tuple[JobId, Epoch], ProgressFile] = {}
         self._deadlines: dict[tuple[JobId, Epoch], int] = {}
+        self._listed = False
+        self._unanswered_ms = 0  # since when the guardian has not answered; 0: it does
         self.margins(Timings().term_before_ms, Timings().kill_before_ms)
 
     def margins(self, term_before_ms: int, kill_before_ms: int) -> None:
@@ -85,13 +88,20 @@ class ProcessExecutor:
         try:
             reply = await self._client.ask(request)
         except ExecutorUnavailable:
-            now = self._clock.mono_ms()
-            if any(now >= deadline - self._kill_before_ms for deadline in self._deadlines.values()):
-                self._client.end_frozen()
+            self._end_frozen(self._clock.mono_ms())
             raise
+        self._unanswered_ms = 0
         if reply.error:
             raise ExecutorError(reply.error)
         return reply
+
+    def _end_frozen(self, now: int) -> None:
+        """A guardian that does not answer is ended once a deadline has passed that it should have enforced; if no
+        deadline is known (this agent has just started), once it has been silent for long."""
+        self._unanswered_ms = self._unanswered_ms or now
+        silent = not self._listed and now - self._unanswered_ms >= SILENT_MS
+        if silent or any(now >= deadline - self._kill_before_ms for deadline in self._deadlines.values()):
+            self._client.end_frozen()
 
     async def start(self, launch: Launch, deadline_ms: int) -> None:
         directory = self.directory(launch.job, launch.epoch)
@@ -142,6 +152,7 @@ class ProcessExecutor:
 
     async def list(self) -> tuple[Process, ...]:
         reply = await self._ask(ListRuns())
+        self._listed = True
         found = tuple(self._process(run) for run in reply.runs)
         self._deadlines = {
             (JobId(run.job), Epoch.parse(run.epoch)): run.deadline_ms for run in reply.runs if not run.tree_gone

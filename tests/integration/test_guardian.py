@@ -339,6 +339,23 @@ async def test_a_frozen_guardian_is_killed_with_its_jobs_once_a_deadline_passes(
     assert (await bench.when(lambda p: p.tree_gone, "a new guardian confirms it")).alive is False
 
 
+async def test_a_new_agent_ends_a_frozen_guardian_that_it_never_heard_of(bench: Bench) -> None:
+    """Agent restarted beside a frozen guardian: it knows no deadlines, but nobody could enforce them either."""
+    await bench.executor.start(launch(SLEEPER), bench.in_ms(LONG_MS))
+    pids = (await bench.process()).pids
+    os.kill(guardian_pid(bench.directory), signal.SIGSTOP)
+    bench.executor.close()
+    bench.executor = bench.another()
+
+    async def ended() -> bool:
+        with contextlib.suppress(ExecutorUnavailable):
+            await bench.executor.list()
+        return not any(running(pid) for pid in pids)
+
+    await until(ended, "the frozen guardian and its job are gone", 30)
+    await bench.when(lambda p: p.tree_gone, "a new guardian confirms it")
+
+
 async def test_progress_is_read_as_it_grows(bench: Bench) -> None:
     """First and newest step; lines that are no progress are passed over."""
     script = """
