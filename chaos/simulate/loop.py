@@ -65,12 +65,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         raise RuntimeError(f"{func!r} would run in a thread: the simulation has one")
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` on a fresh virtual loop and close it."""
+def run_virtual(main: Coroutine[Any, Any, T], limit_s: float = 600) -> T:
+    """Run ``main`` on a fresh virtual loop and close it. Raises ``TimeoutError`` after ``limit_s`` of virtual time: a
+    grid never runs out of things to do, so a run that waits in vain would not end."""
     loop = VirtualLoop()
     try:
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(main)
+        return loop.run_until_complete(asyncio.wait_for(main, limit_s))
     finally:
         tasks = asyncio.all_tasks(loop)
         for task in sorted(tasks, key=lambda t: t.get_name()):

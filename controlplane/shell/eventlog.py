@@ -30,8 +30,6 @@ class BadEvent(ValueError):
 
 def event_record(event: AgentEvent, stream: AgentStream, wall_ms: int) -> EventRecord:
     """The durable form. Raises ``BadEvent``."""
-    if event.sequence <= 0:
-        raise BadEvent(f"event.sequence: {event.sequence} is not positive; sequences start at 1")
     if event.age_ms < 0 or event.age_ms > MAX_AGE_MS:
         raise BadEvent(f"event.age_ms: {event.age_ms} is not between 0 and {MAX_AGE_MS}; it is the age when sent")
     device = stream.device(event.slot)
@@ -85,6 +83,9 @@ class EventLog:
 
     async def _commit(self, stream: AgentStream, events: list[AgentEvent]) -> None:
         wall = self._clock.wall_ms()
+        for event in events:
+            if event.sequence <= 0:
+                raise BadEvent(f"event.sequence: {event.sequence} is not positive; sequences start at 1")
         fresh = [event_record(e, stream, wall) for e in events if e.sequence > stream.cursor.sequence]
         fresh = list({e.id: e for e in sorted(fresh, key=lambda e: e.sequence)}.values())
         if not fresh:
