@@ -52,7 +52,7 @@ def settled_since(state: RegionState, settings: Settings) -> int | None:
     need = len(state.nodes) - max(1, int(_fraction(settings) * len(state.nodes)))
     if len(standing) < need:
         return None
-    return standing[need - 1] if need else 0
+    return standing[need - 1] if need > 0 else 0
 
 
 def decide_liveness(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
