@@ -65,7 +65,7 @@ def save(directory: str, state: State) -> None:
         "highest": state.highest,
         "runs": [asdict(run) for run in state.runs],
     }
-    with open(path + ".new", "w", encoding="utf-8") as file:
+    with open(path + ".new", "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         json.dump(values, file)
         file.flush()
         os.fsync(file.fileno())

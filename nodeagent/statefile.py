@@ -44,7 +44,8 @@ class FileState:
 
     def _save(self, data: bytes) -> None:
         scratch = self._path.with_name(self._path.name + ".new")
-        with open(scratch, "wb") as file:
+        # Orders carry the environment of jobs: nobody else may read them.
+        with open(scratch, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
