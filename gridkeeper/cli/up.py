@@ -64,6 +64,8 @@ async def _up(directory: Path, tui: bool) -> int:
                 asyncio.create_task(_watch_children(grid, clock)),
                 asyncio.create_task(_tui(grid.places.client) if tui else _pulse(follower.world, clock)),
             ]
+            addresses = [f"127.0.0.1:{replica.metrics_port}" for replica in grid.replicas]
+            _say(f"Prometheus metrics of the control planes: {', '.join(addresses)}")
             if not tui:
                 _say(
                     f"gridkeeper --config {grid.places.client} get nodes   # or any other command; Ctrl-C ends the grid"
