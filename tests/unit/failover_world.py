@@ -49,10 +49,8 @@ from gridkeeper.records.jobs import (
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 from gridkeeper.timings import Timings
 
-TIGHT = Timings(
-    stale_ms=1_000, fence_ms=5_000, takeover_ms=6_250, renewal_ms=300, unreachable_ms=3_000, settle_ms=1_000
-)
-"""R at the least that the rule allows, so that a wait cut short shows."""
+TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_250, renewal_ms=300, unreachable_ms=500, settle_ms=1_000)
+"""R at the least that the rule allows, so that a wait cut short shows, and hasty suspicion."""
 
 SETTINGS = Settings(TIGHT)
 GLOBAL_FIELDS = {
@@ -169,13 +167,15 @@ class Proc:
 
 @dataclass
 class Host:
-    """A node: its processes, and whether it is powered and connected. ``slow``: its clock's rate (F lasts longer)."""
+    """A node: its processes, and whether it is powered and connected. ``slow``: its clock's rate (F lasts longer).
+    ``deaf``: it renews and reports, but commands do not arrive."""
 
     node: NodeId
     region: RegionId
     slow: float = 1.0
     up: bool = True
     connected: bool = True
+    deaf: bool = False
     silent_since: int = -1
     procs: dict[tuple[JobId, Epoch], Proc] = field(default_factory=dict)
     highest: dict[JobId, Epoch] = field(default_factory=dict)
@@ -201,6 +201,8 @@ class Grid:
         self.replica = View(self.memory, 0)
         self.replica_as_of = self.time_ms
         self.replica.look(self.time_ms)
+        self.frozen = False
+        self.verified: list[Decision] = []
 
     @property
     def regions(self) -> tuple[RegionId, ...]:
@@ -300,6 +302,9 @@ class Grid:
             elif write.key.startswith(KEYS.prefix("heads")):
                 assert new is not None, "a head was deleted"
                 assert old is None or new.step > old.step or (new.step, new.digest) == (old.step, old.digest)
+                owner = self.memory.record(KEYS.ownership(new.job))
+                copied = old is not None and old.digest == new.digest
+                assert copied or owner.epoch == new.epoch, f"epoch {new.epoch} commits, {owner.epoch} owns the job"
                 for region in new.regions:
                     assert new.digest in self.stored[region], f"the head names {new.digest}, not verified in {region}"
 
@@ -310,6 +315,7 @@ class Grid:
             return
         living = [(h.node, p.epoch) for h, p in self.alive() if p.job == new.job]
         assert not living, f"{new.job} gets epoch {new.epoch} while {living} live"
+        assert self.job(new.job).desired is Desired.RUN, f"{new.job} is to stop and gets epoch {new.epoch}"
         head = self.memory.record(KEYS.head(new.job))
         assert new.resume_step == (head.step if head else -1), "it does not resume from the newest checkpoint"
         assert head is None or new.region in head.regions, "its checkpoint is not where it starts"
@@ -317,7 +323,9 @@ class Grid:
     # -- agents ----------------------------------------------------------------------------------------------------
 
     def read_ownership(self) -> None:
-        """The replicas' linearizable view of ownership."""
+        """The replicas' linearizable view of ownership; ``frozen``: the store does not answer them."""
+        if self.frozen:
+            return
         self.replica.look(self.time_ms)
         self.replica_as_of = self.time_ms
 
@@ -347,7 +355,8 @@ class Grid:
     def tick(self, host: Host) -> None:
         """One round of an agent: commands, renewals, a step of work, reports."""
         if host.up and host.connected:
-            self._commands(host)
+            if not host.deaf:
+                self._commands(host)
             self._renew(host)
         for proc in host.procs.values():
             if proc.alive and host.up:
@@ -411,6 +420,11 @@ class Grid:
 
     def checkpoint(self, job: JobId) -> None:
         """Every living process of the job (there is at most one) stores and announces its newest step."""
+        self.announce(job)
+        self.commit()
+
+    def announce(self, job: JobId) -> None:
+        """A replica verifies the newest step of the job; the transaction is still to come."""
         for host, proc in list(self.alive()):
             if proc.job != job or proc.last_step < 0 or not host.connected:
                 continue
@@ -423,7 +437,13 @@ class Grid:
                 world=view.world(), ledger_ms=self.time_ms,
             )  # fmt: skip
             if not isinstance(outcome, Refusal):
-                self.apply(outcome)
+                self.verified.append(outcome)
+
+    def commit(self) -> None:
+        """What replicas have decided to commit arrives, newest first."""
+        for decision in reversed(self.verified):
+            self.apply(decision)
+        self.verified.clear()
 
     def copy(self, region: RegionId) -> None:
         """The region's replicator brings over what it wants."""
@@ -492,6 +512,7 @@ class Grid:
     def heal(self, node: NodeId) -> None:
         host = self.hosts[node]
         host.up = host.connected = True
+        host.deaf = False
 
     def judge_nodes(self) -> None:
         """Silence for the unreachable limit makes a node unreachable; a word from it, alive."""
@@ -523,6 +544,15 @@ class Grid:
         for region in self.regions:
             self.copy(region)
         return held
+
+    def rush(self) -> None:
+        """All leaders and copies at their fastest: as much as can happen before anybody fences himself."""
+        self.judge_nodes()
+        for _ in range(16):
+            for where in (*self.regions, "global"):
+                self.lead(where)
+            for region in self.regions:
+                self.copy(region)
 
     def run(self, rounds: int, checkpoint_every: int = 4) -> None:
         for index in range(rounds):
