@@ -6,7 +6,8 @@ both take the last place.
 
 - ``limit = max(minimum, floor(fraction × durable inventory))``; an inventory of 0 devices, or a record that does not
   decode, is unknown, and unknown means no.
-- A device counts once, however often it is held, and also when its health says that it is out without any hold.
+- A device counts once, however often it is held, and also when its health says that it is out without any hold. One
+  that a human cordoned may be drained when cordons fill the budget, as long as drains alone stay within it.
 - Hosts (vendor ``host``) are no accelerators: only their own vendor's budget covers them.
 - A cordon by a human always succeeds, and counts. A drain's hold lasts until its device is back in service.
 - Silent nodes do not count: nobody took them out. Against too much silence stands the freeze (``liveness.in_doubt``).
@@ -119,13 +120,18 @@ class Book:
         """Devices that are out of service in this budget."""
         return frozenset({hold.device for hold in self.lines[name].holds} | self._out.get(name, set()))
 
+    def drained(self, name: str) -> frozenset[DeviceId]:
+        """Those of them that drains took out, whether or not they are cordoned too."""
+        held = {hold.device for hold in self.lines[name].holds if hold.kind is HoldKind.DRAIN}
+        return frozenset(held | self._out.get(name, set()))
+
     def usage(self, device: DeviceId) -> str:
         """``region 1/4, rack-a 1/4``."""
         shown = (f"{name} {len(self.used(name))}/{self.lines[name].limit or 0}" for name in self.covering(device))
         return ", ".join(shown) or "none"
 
     def refusal(self, device: DeviceId) -> Refusal | None:
-        """Why the device may not be taken out now; None: it may. One that is out already takes no further place."""
+        """Why the device may not be drained now; None: it may."""
         covering = self.covering(device)
         if device not in self._covering:
             return Refusal((), f"{device} is not in the inventory, so no budget is known for it")
@@ -135,10 +141,12 @@ class Book:
         return Refusal(tuple(full), "; ".join(self._why_full(name) for name in full))
 
     def _has_room(self, name: str, device: DeviceId) -> bool:
+        """A device that is cordoned already takes no further place; but drains alone never exceed the limit either, so
+        that a cordon is no way around it."""
         limit, used = self.lines[name].limit, self.used(name)
         if limit is None:
             return False
-        return device in used or len(used) < limit
+        return len(used | {device}) <= limit or (device in used and len(self.drained(name) | {device}) <= limit)
 
     def _why_full(self, name: str) -> str:
         line, used = self.lines[name], sorted(self.used(name))

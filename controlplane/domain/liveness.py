@@ -58,7 +58,6 @@ def settled_since(state: RegionState, settings: Settings) -> int | None:
 def decide_liveness(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """First judgements in batches, changes one decision per node."""
     keys = RegionKeys(state.region)
-    doubt = in_doubt(state, settings, now)
     since = settled_since(state, settings)
     first: list[Put] = []
     changes: list[Decision] = []
@@ -66,7 +65,7 @@ def decide_liveness(state: RegionState, settings: Settings, now: Now) -> tuple[D
         if keys.liveness(node) in state.suspect_keys or keys.session(node) in state.suspect_keys:
             continue
         old = state.liveness.get(node)
-        record = _judge(state, settings, now, node, old, doubt, since)
+        record = _judge(state, settings, now, node, old, since)
         if record is None:
             continue
         put = Put(keys.liveness(node), record, old.revision if old else ABSENT)
@@ -83,7 +82,6 @@ def _judge(
     now: Now,
     node: NodeId,
     old: Versioned[LivenessRecord] | None,
-    doubt: bool,
     since: int | None,
 ) -> LivenessRecord | None:
     """The new judgement; None: the old one stands."""
@@ -105,8 +103,8 @@ def _judge(
     if before.reason != f"silent: {why}" and session.record.open:
         # The session did not change when its replica went: the note itself starts the timer.
         return replace(before, reason=f"silent: {why}")
-    if doubt or since is None:
-        return None
+    if since is None:
+        return None  # in doubt
     started = old.seen_ms if session.record.open else session.seen_ms
     waited = now.mono_ms - max(started, since)
     if waited < settings.timings.unreachable_ms:

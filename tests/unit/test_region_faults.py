@@ -179,6 +179,8 @@ def test_a_boot_ends_what_a_reset_cures_and_the_device_comes_back_through_probat
     assert store.health(G).state is HealthState.HEALTHY
     assert store.health("n1/gpu4").state is HealthState.DRAINED, "a failed remap survives a boot"
     assert {h.device for b in store.records("budgets") for h in b.holds} == {"n1/gpu4"}
+    passed = next(d for d in reversed(store.applied) if "passed its probation" in d.sentence)
+    assert store.keys.budget("region") in {w.key for w in passed.writes}, "one transaction gives its place back"
     assert [i.state for i in store.records("incidents") if i.subject == G] == [IncidentState.RESOLVED]
 
 
