@@ -13,9 +13,10 @@ from gridkeeper.snapshot import RegionState
 BEFORE_EXIT_MS = 60_000
 """Evidence up to this long before an exit explains it; older evidence is another story."""
 
-EVACUATING = frozenset({DrainState.ADMITTED, DrainState.EVACUATING})
+EVACUATING = frozenset({DrainState.ADMITTED, DrainState.EVACUATING, DrainState.EXPIRED})
+"""The drain wants its jobs gone; past its deadline no less than before."""
 UNDER_WAY = frozenset({DrainState.PLANNED, *EVACUATING})
-TOOK_EFFECT = frozenset({*UNDER_WAY, DrainState.DRAINED, DrainState.EXPIRED})
+TOOK_EFFECT = frozenset({*UNDER_WAY, DrainState.DRAINED})
 GRAVE = frozenset({Severity.ERROR, Severity.FATAL})
 
 
@@ -58,14 +59,11 @@ def open_incidents(state: RegionState, node: NodeId, devices: tuple[DeviceId, ..
 
 
 def _of_hardware(state: RegionState, incident: IncidentRecord) -> bool:
-    """A process that crashed by its own doing leaves findings of process scope, and no more. Memory errors are the
-    device's even when the driver contained them to one process."""
+    """A process that crashed by its own doing leaves findings of process scope, and no more."""
     if incident.severity not in GRAVE:
         return False
     findings = [state.findings[f].record for f in incident.findings if f in state.findings]
-    if not findings:
-        return True
-    return any(f.scope is not Scope.PROCESS or f.fault_class == "memory" for f in findings)
+    return not findings or any(f.scope is not Scope.PROCESS for f in findings)
 
 
 def drains_on(state: RegionState, devices: tuple[DeviceId, ...]) -> Iterator[DrainRecord]:

@@ -51,6 +51,12 @@ def usable(state: RegionState, device: DeviceId) -> bool:
     return not _out(state, device, frozenset({HealthState.HEALTHY, HealthState.SUSPECT}))
 
 
+def silent(state: RegionState, node: NodeId) -> bool:
+    """Its session has ended, or the replica that held it is gone: not judged yet, but no place for new work."""
+    session = state.sessions.get(node)
+    return session is not None and not (session.record.open and session.record.replica in state.replicas)
+
+
 def _out(state: RegionState, device: DeviceId, good: frozenset[HealthState]) -> str:
     record = state.devices.get(device)
     if record is None:
@@ -62,6 +68,8 @@ def _out(state: RegionState, device: DeviceId, good: frozenset[HealthState]) -> 
     liveness = state.liveness.get(node)
     if liveness is None or liveness.record.state is not NodeState.ALIVE:
         return f"node {node} is {liveness.record.state.value if liveness else 'not known to be alive'}"
+    if silent(state, node):
+        return f"node {node} is not heard now"
     for target in (str(node), str(device)):
         if target in state.cordons:
             return f"{target} is cordoned"

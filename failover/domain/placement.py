@@ -20,12 +20,13 @@ from failover.domain.fit import (
     find_place,
     occupied,
     relied_guards,
+    silent,
     unfit,
     usable,
 )
 from failover.domain.indexes import LANDED, active_migrations, unreadable, wants_to_run
 from failover.domain.regions import choose_region
-from failover.domain.requests import SILENT, grant_guard
+from failover.domain.requests import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
 from gridkeeper.ids import DeviceId, JobId, NodeId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
@@ -218,7 +219,7 @@ def published_region(
     holders = occupied(state, world, now.mono_ms, settings.timings)
     free = [sum(1 for d in devices if not holders.by_device.get(d)) for devices in eligible(state).values()]
     alive = sum(1 for v in state.liveness.values() if v.record.state is NodeState.ALIVE)
-    silent = sum(1 for v in state.liveness.values() if v.record.state in SILENT)
+    unheard = sum(1 for node in state.nodes if silent(state, node))
     record = RegionRecord(
         region=state.region,
         leader=leader,
@@ -228,7 +229,7 @@ def published_region(
         usable=sum(1 for d in state.devices if usable(state, d)),
         free=sum(free),
         largest_free=max(free, default=0),
-        in_doubt=silent > settings.policy.freeze_fraction * len(state.nodes),
+        in_doubt=unheard >= 2 and unheard > settings.policy.freeze_fraction * len(state.nodes),
         updated_ms=now.ledger_ms,
     )
     old = world.regions.get(state.region)

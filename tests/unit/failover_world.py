@@ -512,7 +512,6 @@ class Grid:
     def heal(self, node: NodeId) -> None:
         host = self.hosts[node]
         host.up = host.connected = True
-        host.deaf = False
 
     def judge_nodes(self) -> None:
         """Silence for the unreachable limit makes a node unreachable; a word from it, alive."""

@@ -101,7 +101,7 @@ def act(grid: Grid, action: tuple[object, ...]) -> None:
         case ("freeze", _):
             grid.frozen = not grid.frozen
         case ("deaf", str(node)):
-            grid.hosts[NodeId(node)].deaf = True
+            grid.hosts[NodeId(node)].deaf = not grid.hosts[NodeId(node)].deaf
         case ("judge", _):
             grid.judge_nodes()
         case ("stop", str(job)):
@@ -113,8 +113,9 @@ def act(grid: Grid, action: tuple[object, ...]) -> None:
 def settle(grid: Grid) -> None:
     """The last fault is over: nodes come back, devices are repaired, and time passes."""
     grid.frozen = False
-    for node in grid.hosts:
+    for node, host in grid.hosts.items():
         grid.heal(node)
+        host.deaf = False
     for device in DEVICES:
         grid.repair(DeviceId(device))
     limit_ms = grid.time_ms + 4 * grid.settings.timings.takeover_ms + 60_000
