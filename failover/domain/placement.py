@@ -171,7 +171,15 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
             continue
         answer = _answer(state, world, migration.record, candidates, holders, held_grant.record.term)
         old = world.offers.get(migration.record.id)
-        if answer is None or (old is not None and replace(old.record, term=answer.term) == answer):
+        guards = (grant, Guard(KEYS.migration(migration.record.id), migration.revision))
+        name = f"migration/{migration.record.id}"
+        if answer is None:
+            if old is not None and not old.record.refusal:
+                sentence = f"{state.region} takes back its offer to {job}: its devices are no longer good"
+                delete = Delete(offer_key, old.revision)
+                decisions.append(Decision("place.offer", sentence, (delete,), guards, name, (), migration.record.trace))
+            continue
+        if old is not None and replace(old.record, term=answer.term) == answer:
             continue
         sentence = (
             f"{state.region} cannot take {job}: {answer.refusal}"
@@ -179,8 +187,6 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
             else f"{state.region} offers {', '.join(answer.devices)} to {job} (migration {migration.record.id})"
         )
         put = Put(offer_key, answer, old.revision if old else ABSENT)
-        guards = (grant, Guard(KEYS.migration(migration.record.id), migration.revision))
-        name = f"migration/{migration.record.id}"
         decisions.append(Decision("place.offer", sentence, (put,), guards, name, (), migration.record.trace))
     return tuple(decisions)
 
