@@ -117,9 +117,11 @@ class RegionStore:
         self.ledger += ms
 
     def tick(self, world: GlobalState | None = None) -> int:
-        """One tick of the leader; how many decisions were applied."""
+        """One tick of the leader; how many decisions were applied. With nobody else writing, none may conflict."""
         decisions = decide_region(self.state(), world or GlobalState(), self.settings, self.now)
-        return sum(self.apply(decision) for decision in decisions)
+        for decision in decisions:
+            assert self.apply(decision), f"conflicts with another decision of its tick: {decision.sentence}"
+        return len(decisions)
 
     def settle(self, world: GlobalState | None = None, most: int = 60) -> int:
         """Tick until nothing is left to decide; how many ticks that took."""

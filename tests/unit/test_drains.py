@@ -381,6 +381,8 @@ def test_a_cordon_expires_by_itself() -> None:
     assert store.records("cordons")
     store.run(2_000)
     assert not store.records("cordons")
+    expired = next(d for d in reversed(store.applied) if d.step == "cordon.expire")
+    assert store.keys.budget("region") in {w.key for w in expired.writes}, "one transaction gives the place back"
     assert not [h for b in store.records("budgets") for h in b.holds]
 
 

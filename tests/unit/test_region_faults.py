@@ -135,6 +135,23 @@ def test_a_lost_gpu_is_evidence_and_a_missing_one_is_not(store: RegionStore) -> 
     assert store.health("n1/gpu1").state is HealthState.HEALTHY
 
 
+def test_positive_evidence_outweighs_missing_telemetry_but_not_a_silent_node(store: RegionStore) -> None:
+    for device in ("n1/gpu1", "n2/gpu1"):
+        store.commit(store.event(device, kind=EventKind.DEVICE_MISSING, message="does not answer any more"))
+    store.settle()
+    store.session("n2", False)
+    store.run(12_000)
+    for device in ("n1/gpu1", "n2/gpu1"):
+        assert store.health(device).state is HealthState.UNKNOWN
+        store.xid(device, 79)
+    store.settle()
+    assert store.health("n1/gpu1").state is HealthState.DRAINED
+    assert store.health("n2/gpu1").state is HealthState.UNKNOWN
+    store.session("n2", True)
+    store.settle()
+    assert store.health("n2/gpu1").state is HealthState.DRAINED, "the evidence was kept"
+
+
 @pytest.mark.parametrize("kind", [EventKind.OVERFLOW, EventKind.DRIVER_HANG])
 def test_a_blinded_node_makes_its_devices_unknown_until_it_is_quiet(store: RegionStore, kind: EventKind) -> None:
     store.commit(store.event("n1", kind=kind))
@@ -156,6 +173,14 @@ def test_a_record_that_does_not_decode_makes_unknown_not_healthy(store: RegionSt
     assert store.health(G).state is HealthState.DRAINED, "now it can be read, and says why"
 
 
+def test_a_finding_that_does_not_decode_makes_its_device_unknown(store: RegionStore) -> None:
+    store.xid(G, 63)
+    store.settle()
+    store.corrupt(store.keys.finding(store.records("findings")[0].id))
+    store.settle()
+    assert [h.device for h in store.records("health") if h.state is HealthState.UNKNOWN] == [G]
+
+
 def test_old_evidence_is_shown_but_drains_nothing(store: RegionStore) -> None:
     store.xid(G, 48, age_ms=25 * 3_600_000)
     store.settle()
@@ -174,6 +199,7 @@ def test_a_boot_ends_what_a_reset_cures_and_the_device_comes_back_through_probat
     assert store.health(G).state is HealthState.REPAIRING
     store.run(12_000)
     assert store.health(G).state is HealthState.PROBATION
+    assert [i.state for i in store.records("incidents") if i.subject == G] == [IncidentState.OPEN]
     assert {h.device for b in store.records("budgets") for h in b.holds} == {G, "n1/gpu4"}, "it counts until it is back"
     store.run(62_000)
     assert store.health(G).state is HealthState.HEALTHY
