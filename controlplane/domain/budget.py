@@ -92,16 +92,22 @@ class Book:
         policies: dict[str, BudgetPolicy] = {}
         self._covering: dict[DeviceId, tuple[str, ...]] = {}
         out: dict[str, set[DeviceId]] = {}
+        known: dict[tuple[str, str], dict[str, BudgetPolicy]] = {}  # thousands of devices share vendor and rack
         for device in state.devices.values():
-            covering = names_covering(device.record, self._policies)
+            place = (device.record.vendor, device.record.rack)
+            if place not in known:
+                known[place] = names_covering(device.record, self._policies)
+            covering = known[place]
             self._covering[device.record.id] = tuple(covering)
-            totals.update(covering.keys())  # counts names; a mapping would add up its values
-            policies.update(covering)
+            for name in covering:
+                totals[name] += 1
             health = state.health.get(device.record.id)
             if health and health.record.state in OUT:
                 for name in covering:
                     out.setdefault(name, set()).add(device.record.id)
         self._out = out
+        for covering in known.values():
+            policies.update(covering)
         for name, policy in policies.items():
             line = self.lines.setdefault(name, Line(name, None, ()))
             line.total = totals[name]

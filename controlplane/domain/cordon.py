@@ -127,13 +127,17 @@ def _drop(state: RegionState, book: Book, old: Versioned[CordonRecord], owners: 
 
 def decide_expiry(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """Cordons whose time is up. One decision: they share the budget records."""
-    book, draft, told = Book.of(state, settings), Draft(), []
-    for target, old in sorted(state.cordons.items()):
+    due: list[tuple[Versioned[CordonRecord], frozenset[str]]] = []
+    for _, old in sorted(state.cordons.items()):
         owners = frozenset(r.owner for r in old.record.reasons if 0 < r.expires_ms <= now.ledger_ms)
-        if owners and len(draft.puts) < MAX_FINDINGS:
-            _drop(state, book, old, owners, draft)
-            told.append(f"{target} (by {', '.join(sorted(owners))})")
-    if not told:
+        if owners:
+            due.append((old, owners))
+    if not due:
         return ()
+    book, draft, told = Book.of(state, settings), Draft(), list[str]()
+    for old, owners in due:
+        if len(draft.puts) < MAX_FINDINGS:
+            _drop(state, book, old, owners, draft)
+            told.append(f"{old.record.target} (by {', '.join(sorted(owners))})")
     sentence = f"cordons have expired: {listed(told)}"
     return (Decision("cordon.expire", sentence, draft.writes(), subject=f"region/{state.region}"),)

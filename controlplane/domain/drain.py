@@ -77,7 +77,7 @@ class _Batch:
 
 def decide_drains(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """Progress of drains under way, one decision each; then what is new, in one."""
-    keys, book = RegionKeys(state.region), Book.of(state, settings)
+    keys = RegionKeys(state.region)
     findings = by_subject(state.findings)
     newest = _newest_by_device(state)
     decisions: list[Decision] = []
@@ -87,7 +87,9 @@ def decide_drains(state: RegionState, world: GlobalState, settings: Settings, no
     decisions.extend(given_up(state, settings, now, keys, newest, findings))
     decisions.extend(satisfied(state, keys, newest))
     wishes = sorted(_wishes(state, now, keys, newest, findings), key=lambda wish: wish.order)
-    batch = _Batch()
+    if not wishes:
+        return tuple(decisions)
+    batch, book = _Batch(), Book.of(state, settings)
     for wish in wishes:
         refusal = book.refusal(wish.device)
         if refusal is None and len(batch.drains) < BATCH:
