@@ -9,17 +9,17 @@ import signal
 from pathlib import Path
 
 import grpc
-from failover.checkpoint.local import LocalCheckpointStore
-from gridkeeper.identity.tls import server_credentials
 
 from controlplane.metrics import serve_metrics
 from controlplane.rpc.agentlink import AgentLinkServicer
 from controlplane.rpc.server import add_grid
 from controlplane.shell.replica import Ports, Replica
 from controlplane.store.etcd import EtcdStore
-from gridkeeper import tracing
+from failover.checkpoint.local import LocalCheckpointStore
+from gridkeeper import failpoint, tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import ControlPlaneConfig
+from gridkeeper.identity.tls import server_credentials
 from gridkeeper.snapshot import Settings
 from gridkeeper.v1 import agent_pb2_grpc
 
@@ -40,6 +40,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         rng=rng,
         region_store=region_store,
         global_store=global_store,
+        failpoints=failpoint.from_environment(),
         checkpoints={p.region: LocalCheckpointStore(Path(p.path)) for p in config.checkpoints},
     )
     settings = Settings(config.timings, config.policy)

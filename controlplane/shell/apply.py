@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from controlplane.shell.mirror import Mirror
 from gridkeeper import codec, tracing
 from gridkeeper.decision import Decision, Put
+from gridkeeper.failpoint import Failpoints, NoFailpoints
 from gridkeeper.ids import Revision
 from gridkeeper.ports.clock import Rng
 from gridkeeper.ports.store import Compare, DeleteOp, GetOp, Op, OutcomeUnknown, PutOp, Store
 from gridkeeper.records.books import AuditRecord
+from gridkeeper.records.jobs import MigrationRecord
 
 log = logging.getLogger("gridkeeper.apply")
 
@@ -21,6 +23,12 @@ MIRROR_WAIT_MS = 2_000
 
 class Conflict(Exception):
     """The world moved on since the decision was made: decide again on the newer state."""
+
+
+def _edges(decision: Decision) -> tuple[str, ...]:
+    """Names of the transaction for failpoints: its step, and the state that it brings a migration to."""
+    states = [w.record.state for w in decision.writes if isinstance(w, Put) and isinstance(w.record, MigrationRecord)]
+    return (decision.step, *(f"migration.{state.value}" for state in states))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +50,14 @@ class Applier:
         audit_key: Callable[[str], str],
         rng: Rng,
         wall_ms: Callable[[], int],
+        failpoints: Failpoints | None = None,
     ) -> None:
         self._store = store
         self._mirror = mirror
         self._audit_key = audit_key
         self._rng = rng
         self._wall_ms = wall_ms
+        self._failpoints = failpoints or NoFailpoints()
 
     async def apply(self, decision: Decision, actor: str, fence: Fence | None) -> Revision:
         """One transaction: leader guard, guards, writes, audit record. Returns the store's revision after it.
@@ -67,6 +77,8 @@ class Applier:
         audit_key = self._audit_key(f"{at_ms:013d}-{self._rng.token(6)}")
         if decision.audit:
             ops.append(PutOp(audit_key, codec.encode(self._audit(audit_key, decision, actor, at_ms))))
+        edges = _edges(decision)
+        self._failpoints.hit(f"{edge}.before" for edge in edges)
         try:
             with tracing.span(decision.step, decision.trace, {"gridkeeper.object": decision.subject}):
                 result = await self._store.txn(compares, ops)
@@ -74,6 +86,7 @@ class Applier:
             return await self._settle(decision, ops, audit_key)
         if not result.succeeded:
             raise Conflict(f"{decision.step} on {decision.subject or 'the store'}: decided on older state")
+        self._failpoints.hit(f"{edge}.after" for edge in edges)
         if decision.audit:
             log.info("%s: %s", decision.step, decision.sentence)
         return result.revision

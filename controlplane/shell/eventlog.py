@@ -83,9 +83,9 @@ class EventLog:
 
     async def _commit(self, stream: AgentStream, events: list[AgentEvent]) -> None:
         wall = self._clock.wall_ms()
-        for event in events:
-            if event.sequence <= 0:
-                raise BadEvent(f"event.sequence: {event.sequence} is not positive; sequences start at 1")
+        lowest = min((e.sequence for e in events), default=1)
+        if lowest <= 0:
+            raise BadEvent(f"event.sequence: {lowest} is not positive; sequences start at 1")
         fresh = [event_record(e, stream, wall) for e in events if e.sequence > stream.cursor.sequence]
         fresh = list({e.id: e for e in sorted(fresh, key=lambda e: e.sequence)}.values())
         if not fresh:

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from failover.checkpoint.replicate import Replicator
-
 import gridkeeper
 from controlplane.domain.fleet import FleetTable
 from controlplane.domain.rules import RuleEngine
@@ -23,8 +21,10 @@ from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
+from failover.checkpoint.replicate import Replicator
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT
+from gridkeeper.failpoint import Failpoints
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys, region_root
 from gridkeeper.ports.clock import Clock, Rng
@@ -50,6 +50,7 @@ class Ports:
     global_store: Store
     checkpoints: Mapping[RegionId, CheckpointStore]
     notifier: Notifier | None = None
+    failpoints: Failpoints | None = None
 
 
 class Replica:
@@ -65,8 +66,10 @@ class Replica:
         self._keys = RegionKeys(region)
         self.local = Mirror(ports.region_store, region_root(region), clock)
         self.world = Mirror(ports.global_store, KEYS.root, clock)
-        self._local_applier = Applier(ports.region_store, self.local, self._keys.audit, rng, clock.wall_ms)
-        self._world_applier = Applier(ports.global_store, self.world, KEYS.audit, rng, clock.wall_ms)
+        self._local_applier = Applier(
+            ports.region_store, self.local, self._keys.audit, rng, clock.wall_ms, ports.failpoints
+        )
+        self._world_applier = Applier(ports.global_store, self.world, KEYS.audit, rng, clock.wall_ms, ports.failpoints)
         self.table = FleetTable()
         self.view = OwnerView(ports.global_store, region, clock, timings)
         jobs = JobFeed(
