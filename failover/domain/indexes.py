@@ -44,8 +44,13 @@ def is_active(migration: MigrationRecord) -> bool:
 
 
 def active_migrations(world: GlobalState) -> dict[JobId, Versioned[MigrationRecord]]:
-    """The active migration of each job that has one."""
-    return {v.record.job: v for _, v in sorted(world.migrations.items()) if is_active(v.record)}
+    """The active migration of each job that has one: the one that the job's own record names."""
+    found: dict[JobId, Versioned[MigrationRecord]] = {}
+    for job, record in world.jobs.items():
+        migration = world.migrations.get(record.record.migration)
+        if migration is not None and is_active(migration.record):
+            found[job] = migration
+    return found
 
 
 def current_offer(world: GlobalState, migration: MigrationRecord) -> Versioned[OfferRecord] | None:

@@ -60,6 +60,7 @@ GLOBAL_FIELDS = {
 REGION_FIELDS = {
     "nodes": "nodes", "devices": "devices", "liveness": "liveness", "health": "health", "cordons": "cordons",
     "incidents": "incidents", "drains": "drains", "reservations": "reservations", "findings": "findings",
+    "sessions": "sessions", "replicas": "replicas",
 }  # fmt: skip
 
 
