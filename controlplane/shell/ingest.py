@@ -38,6 +38,7 @@ log = logging.getLogger("gridkeeper.ingest")
 
 MAX_WORKLOADS = 512
 HELLO_MS = 10_000
+RETRY_MS = 250
 
 
 class Ingest:
@@ -68,6 +69,7 @@ class Ingest:
         self._timings = timings
         self._keys = RegionKeys(region)
         self._events = EventLog(store, self._keys, clock)
+        self._closing: set[asyncio.Task[None]] = set()
         self.streams: dict[NodeId, AgentStream] = {}
         self.frames = 0
 
@@ -102,7 +104,11 @@ class Ingest:
             if self.streams.get(stream.node) is stream:
                 del self.streams[stream.node]
                 self._table.forget(stream.node)
-                await self._mark(stream, is_open=False)
+            # Not awaited here: the RPC may be cancelled at any await, and a session left open would keep a dead node
+            # alive for ever.
+            closing = asyncio.get_running_loop().create_task(self._close(stream))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _register(self, link: ControlSession, hello: Hello, ids: tuple[DeviceId, ...]) -> AgentStream:
         node = NodeId(hello.node)
@@ -232,6 +238,13 @@ class Ingest:
             await self._mark(stream, is_open=silent < limit)
             await self._clock.sleep(max(20, min(limit, limit - silent if silent < limit else limit // 10)))
 
+    async def _close(self, stream: AgentStream) -> None:
+        """The stream has ended: say so durably, however long the store takes, unless a newer stream has said more."""
+        while stream.marked_open:
+            await self._mark(stream, is_open=False)
+            if stream.marked_open:
+                await self._clock.sleep(RETRY_MS)
+
     async def _mark(self, stream: AgentStream, is_open: bool) -> None:
         """Write the session record if it says otherwise and is still ours."""
         if stream.marked_open == is_open:
@@ -246,13 +259,17 @@ class Ingest:
         if result.succeeded:
             stream.session_revision = Revision(result.revision)
             stream.marked_open = is_open
-        else:
+            return
+        try:
             kv, _ = await self._store.get(key)
             ours = kv is not None and codec.decode(SessionRecord, kv.value).session == stream.session
-            if kv is not None and ours:
-                stream.session_revision = kv.mod_revision
-            else:
-                stream.marked_open = is_open  # another stream's record now: nothing of ours to say
+        except (StoreError, codec.CorruptRecord) as error:
+            log.warning("session of %s cannot be read: %s", stream.node, error)
+            return
+        if kv is not None and ours:
+            stream.session_revision = kv.mod_revision
+        else:
+            stream.marked_open = is_open  # another stream's record now: nothing of ours to say
 
     async def job_log(self, node: NodeId, job: str, tail_bytes: int, timeout_ms: int = 5_000) -> LogChunk:
         """Ask the node for the end of a job's output. Raises ``LinkClosed``, ``TimeoutError``."""

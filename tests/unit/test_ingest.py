@@ -307,3 +307,22 @@ def test_a_renewal_of_what_nobody_owns_is_answered_and_not_granted() -> None:
             assert (ack.id, list(ack.granted)) == (7, [])
 
     run_virtual(main())
+
+
+def test_a_stream_that_is_cancelled_while_it_closes_still_leaves_its_session_closed() -> None:
+    """gRPC cancels a handler at any await; a session left open would keep a dead node alive for ever."""
+
+    async def main() -> None:
+        async with bench() as b:
+            session = await b.open(hello())
+            await until(session, "welcome")
+            b.cluster.client("a").partition()
+            await session.close()
+            await b.clock.sleep(20)
+            b.network.silence("a")  # cancels whatever the handler is waiting for
+            await b.clock.sleep(3_000)
+            b.cluster.client("a").heal()
+            await b.clock.sleep(3_000)
+            assert not await b.session_open("n1")
+
+    run_virtual(main())
