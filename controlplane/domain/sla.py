@@ -21,6 +21,8 @@ from gridkeeper.snapshot import GlobalState, RegionState, Settings
 BATCH = 30
 """Accounts per transaction: with their entries well below etcd's 128 operations."""
 
+MAX_REFS = 8
+
 ZERO = Totals(0, 0, 0, 0, 0)
 
 
@@ -61,31 +63,36 @@ def uptime_of(totals: Totals) -> Fraction | None:
 
 def opened(scope: str, standing: Standing, at_ms: int) -> AccountRecord:
     """A new account. It begins now: nothing is booked for a time that nobody watched."""
-    return AccountRecord(scope, month_of(at_ms), at_ms, 0, standing.uptime, at_ms, standing.reason, ZERO)
+    return AccountRecord(
+        scope, month_of(at_ms), at_ms, 0, standing.uptime, at_ms, standing.reason, ZERO, standing.refs[:MAX_REFS]
+    )
 
 
 def fold(account: AccountRecord, standing: Standing, now_ms: int) -> tuple[AccountRecord, tuple[EntryRecord, ...]]:
-    """Book what has become certain: months that ended, and a change of class at the time at which it happened (never
-    before what is booked already, never after now)."""
+    """Book what has become certain: months that ended, and a change of class at the time at which it happened. A time
+    that is not after the last change, or is yet to come, cannot be that of this change (the end of a maintenance
+    leaves no date behind): then it counts from now."""
     entries: list[EntryRecord] = []
     if standing.uptime is not account.current:
-        at_ms = min(max(standing.since_ms, account.since_ms), max(now_ms, account.since_ms))
+        dated = account.since_ms < standing.since_ms <= now_ms
+        at_ms = standing.since_ms if dated else max(now_ms, account.since_ms)
         account = _turn_months(account, at_ms, entries)
-        account = _book(account, at_ms, entries, standing.refs)
-        account = replace(account, current=standing.uptime, reason=standing.reason)
+        account = _book(account, at_ms, entries)
+        account = replace(account, current=standing.uptime, reason=standing.reason, refs=())
     account = _turn_months(account, now_ms, entries)
-    return account, tuple(entries)
+    refs = tuple(dict.fromkeys((*account.refs, *standing.refs)))[:MAX_REFS]
+    return (account if refs == account.refs else replace(account, refs=refs)), tuple(entries)
 
 
 def _turn_months(account: AccountRecord, until_ms: int, entries: list[EntryRecord]) -> AccountRecord:
     """Close every month that has ended by ``until_ms``."""
     while month_end(account.month) <= until_ms:
-        account = _book(account, month_end(account.month), entries, ())
+        account = _book(account, month_end(account.month), entries)
         account = replace(account, month=month_of(account.since_ms), opened_ms=account.since_ms, totals=ZERO)
     return account
 
 
-def _book(account: AccountRecord, until_ms: int, entries: list[EntryRecord], refs: tuple[str, ...]) -> AccountRecord:
+def _book(account: AccountRecord, until_ms: int, entries: list[EntryRecord]) -> AccountRecord:
     """Close the open interval at ``until_ms``; an empty one leaves no entry."""
     if until_ms <= account.since_ms:
         return account
@@ -97,7 +104,7 @@ def _book(account: AccountRecord, until_ms: int, entries: list[EntryRecord], ref
         until_ms=until_ms,
         uptime=account.current,
         reason=account.reason,
-        refs=refs,
+        refs=account.refs,
     )
     entries.append(entry)
     totals = add(account.totals, account.current, until_ms - account.since_ms)

@@ -40,6 +40,7 @@ class AccountRecord:
     since_ms: int
     reason: str
     totals: Totals  # of the entries up to since_ms; the open interval is not in it
+    refs: tuple[str, ...] = ()  # incident, drain, migration ids behind the open interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -1818,6 +1818,7 @@ class AccountRecord(_message.Message):
     SINCE_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TOTALS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
     month: _builtins.str
     opened_ms: _builtins.int
@@ -1827,6 +1828,8 @@ class AccountRecord(_message.Message):
     reason: _builtins.str
     @_builtins.property
     def totals(self) -> Global___Totals: ...
+    @_builtins.property
+    def refs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -1838,10 +1841,11 @@ class AccountRecord(_message.Message):
         since_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
         totals: Global___Totals | None = ...,
+        refs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "month", b"month", "opened_ms", b"opened_ms", "reason", b"reason", "scope", b"scope", "sequence", b"sequence", "since_ms", b"since_ms", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "month", b"month", "opened_ms", b"opened_ms", "reason", b"reason", "refs", b"refs", "scope", b"scope", "sequence", b"sequence", "since_ms", b"since_ms", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,7 +79,7 @@ def test_what_is_booked_stays_booked() -> None:
     account = opened("device/n/g", Standing(UptimeClass.UP, START, "healthy"), START)
     account, _ = fold(account, Standing(UptimeClass.DOWN, START + 400, "drained"), START + 1_000)
     account, entries = fold(account, Standing(UptimeClass.UP, START + 100, "claims an earlier time"), START + 2_000)
-    assert (entries, account.since_ms) == ((), START + 400)
+    assert [(e.from_ms, e.until_ms, e.uptime) for e in entries] == [(START + 400, START + 2_000, UptimeClass.DOWN)]
 
 
 def test_a_month_ends_an_interval_and_begins_a_new_account() -> None:
