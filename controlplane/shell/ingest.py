@@ -231,12 +231,20 @@ class Ingest:
         stream.reported.set()
 
     async def _watch_silence(self, stream: AgentStream) -> None:
-        """The session record says ``open=False`` while the stream is open but silent beyond the limit."""
+        """The session record says ``open=False`` while the stream is open but nothing is heard on it."""
         while True:
-            limit = self._timings.unreachable_ms
+            # A third of the limit: the leader waits the whole limit from the mark on.
+            limit = max(3 * self._timings.heartbeat_ms, self._timings.unreachable_ms // 3)
             silent = self._clock.mono_ms() - stream.heard_ms
             await self._mark(stream, is_open=silent < limit)
             await self._clock.sleep(max(20, min(limit, limit - silent if silent < limit else limit // 10)))
+
+    async def stop(self) -> None:
+        """Leave the rest to the end of the replica's own key, which says the same."""
+        closing = tuple(self._closing)
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
 
     async def _close(self, stream: AgentStream) -> None:
         """The stream has ended: say so durably, however long the store takes, unless a newer stream has said more."""

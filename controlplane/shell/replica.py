@@ -79,7 +79,16 @@ class Replica:
             region, replica, ports.region_store, self.local, self._local_applier, self.table, jobs, clock, rng, timings
         )
         self._rules = RuleWatch(
-            region, replica, self.table, RuleEngine(), self.local, self._local_applier, clock, rng, timings
+            region,
+            replica,
+            self.table,
+            RuleEngine(),
+            self.local,
+            self._local_applier,
+            clock,
+            rng,
+            timings,
+            self.ingest.heard_age_ms,
         )
         self._replicator = Replicator(region, ports.checkpoints)
         self._notices = Notices(ports.notifier or LogNotifier())
@@ -92,6 +101,12 @@ class Replica:
 
     async def run(self) -> None:
         """Until cancelled."""
+        try:
+            await self._run()
+        finally:
+            await self.ingest.stop()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.local.run())
             group.create_task(self.world.run())

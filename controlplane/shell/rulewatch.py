@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from controlplane.domain.fleet import FleetTable
-from controlplane.domain.rules import RuleEngine, Transition, finding_for
+from controlplane.domain.rulebook import SILENT
+from controlplane.domain.rules import STALE_MS, RuleEngine, Transition, finding_for
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.states import region_state
 from gridkeeper.decision import ABSENT, Decision, Put
-from gridkeeper.ids import RegionId, ReplicaId
+from gridkeeper.ids import NodeId, RegionId, ReplicaId, node_of
 from gridkeeper.keys import RegionKeys
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.store import StoreError
@@ -34,7 +36,9 @@ class RuleWatch:
         clock: Clock,
         rng: Rng,
         timings: Timings,
+        heard_age_ms: Callable[[NodeId], int],
     ) -> None:
+        self._heard_age_ms = heard_age_ms
         self._region = region
         self._actor = f"machine/{replica}"
         self._table = table
@@ -59,6 +63,8 @@ class RuleWatch:
     async def _write(self) -> None:
         state = region_state(self._region, self._local)
         for name, transition in list(self._waiting.items()):
+            if transition.rule is SILENT and transition.raised and not self._heard(node_of(transition.device)):
+                continue  # the whole node is silent: that is a matter of its liveness, not of each device
             device = state.devices.get(transition.device)
             if device is None:
                 continue
@@ -81,6 +87,9 @@ class RuleWatch:
                 log.warning("finding %s waits for the store: %s", finding.id, error)
                 return
             self._waiting.pop(name, None)
+
+    def _heard(self, node: NodeId) -> bool:
+        return 0 <= self._heard_age_ms(node) <= STALE_MS // 3
 
     def _trace(self) -> str:
         return f"00-{self._rng.token(16)}-{self._rng.token(8)}-01"

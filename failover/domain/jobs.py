@@ -118,6 +118,8 @@ def _seen(
             return JobState.RUNNING, f"epoch {epoch} runs on {node}{leaving}"
         case RunPhase.STARTING:
             return JobState.STARTING, f"epoch {epoch} starts on {node}; {moving}"
+        case RunPhase.STOPPING if owner.record.desired is Desired.RUN and not run.record.stopped_by_us:
+            return JobState.RUNNING, f"epoch {epoch} ends on {node}; its last checkpoint is being stored"
         case RunPhase.RUNNING | RunPhase.STOPPING:
             return JobState.STOPPING, f"epoch {epoch} is being stopped on {node}; {moving}"
         case RunPhase.EXITED:

@@ -185,6 +185,8 @@ class _Step:
         if self.run is not None and confirmed_stopped(self.run):
             if succeeded(self.run):
                 return None  # it finished by itself just then: the job's own decision closes the migration
+            if not self.run.record.stopped_by_us:
+                return self._source_crashed(self.owner)
             changed = replace(
                 stamped(self.record, MigrationState.COPYING, self.now), last_source_step=self.run.record.last_step
             )
@@ -204,7 +206,7 @@ class _Step:
         """The source ended before it was asked to: what was a planned move is a recovery now."""
         if succeeded(self.run):
             return None
-        return self._fence(owner, f"epoch {owner.record.epoch} ended by itself before it was stopped")
+        return self._fence(owner, f"epoch {owner.record.epoch} ended by itself before it was stopped by us")
 
     def _fence(self, owner: Versioned[OwnershipRecord], why: str) -> Decision:
         """Make the revoke intent durable; at once known as fenced if the source's end is confirmed already."""

@@ -277,7 +277,7 @@ def test_a_silent_stream_is_marked_and_unmarked_when_it_speaks() -> None:
             await b.clock.sleep(SHORT.unreachable_ms * 2)
             assert not await b.session_open("n1")
             await session.send(AgentFrame(heartbeat=Heartbeat()))
-            await b.clock.sleep(SHORT.unreachable_ms // 2)
+            await b.clock.sleep(SHORT.heartbeat_ms * 2)
             assert await b.session_open("n1")
 
     run_virtual(main())
