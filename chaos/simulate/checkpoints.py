@@ -6,7 +6,7 @@ when real directories are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -95,12 +95,20 @@ class DiskTree:
 
 class SimCheckpointStore:
     """``CheckpointStore`` in memory. ``clock`` and ``chunk_ms``: simulated time that each chunk takes to store or move;
-    ``reachable=False``: every call fails, as when the region is cut off."""
+    ``reachable=False``: every call fails, as when the region is cut off. ``witness``: told of each checkpoint whose
+    manifest is there now (job, step, digest)."""
 
-    def __init__(self, tree: FileTree, clock: Clock | None = None, chunk_ms: int = 0) -> None:
+    def __init__(
+        self,
+        tree: FileTree,
+        clock: Clock | None = None,
+        chunk_ms: int = 0,
+        witness: Callable[[JobId, int, str], None] = lambda job, step, digest: None,
+    ) -> None:
         self._tree = tree
         self._clock = clock
         self._chunk_ms = chunk_ms
+        self._witness = witness
         self.chunks: dict[str, bytes] = {}
         self.manifests: dict[tuple[JobId, int, str], bytes] = {}
         self.written: list[str] = []
@@ -133,6 +141,7 @@ class SimCheckpointStore:
         check(manifest)
         data = encode(manifest)
         self.manifests[(job, step, digest_of(data))] = data
+        self._witness(job, step, digest_of(data))
         return digest_of(data), manifest
 
     async def _write(self, digest: str, data: bytes) -> None:
@@ -181,6 +190,7 @@ class SimCheckpointStore:
             moved += size
         await self._pause()
         self.manifests[(job, step, digest)] = data
+        self._witness(job, step, digest)
         return moved
 
     async def read_chunk(self, digest: str) -> bytes:

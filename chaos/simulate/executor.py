@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from chaos.simulate.files import SimFiles
 from gridkeeper.ids import Epoch, JobId
@@ -47,6 +48,18 @@ class Step:
     job: JobId
     epoch: Epoch
     step: int
+
+
+class Witness(Protocol):
+    """Sees the lives of jobs' processes."""
+
+    def started(self, node: str, launch: Launch) -> None: ...
+
+    def stepped(self, node: str, launch: Launch, step: int) -> None: ...
+
+    def gone(self, node: str, launch: Launch, exit_code: int, exit_signal: int) -> None:
+        """No process of it is left."""
+        ...
 
 
 def state_after(job: JobId, step: int) -> bytes:
@@ -90,7 +103,8 @@ class _Run:
 
 
 class SimExecutor:
-    """Lives as long as its simulated host, longer than the agents on it. ``script``: the job for a launch."""
+    """Lives as long as its simulated host, longer than the agents on it. ``script``: the job for a launch.
+    ``witness``: told of what processes do."""
 
     def __init__(
         self,
@@ -100,6 +114,7 @@ class SimExecutor:
         script: Callable[[Launch], SimJob] = lambda launch: SimJob(),
         root: Path = Path("/sim"),
         history: list[Step] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._node = node
         self._clock = clock
@@ -110,6 +125,7 @@ class SimExecutor:
         self._highest: dict[JobId, Epoch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_pid = 1_000
+        self._witness = witness
         self.history: list[Step] = [] if history is None else history
         self.margins(Timings().term_before_ms, Timings().kill_before_ms)
 
@@ -143,6 +159,8 @@ class SimExecutor:
         self._next_pid += 1
         run = _Run(launch, self._script(launch), deadline_ms, now, state, step, self._next_pid)
         self._runs[key] = run
+        if self._witness:
+            self._witness.started(self._node, launch)
         task = asyncio.get_running_loop().create_task(self._live(run), name=f"{self._node}/{what}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -222,7 +240,7 @@ class SimExecutor:
         for run in self._runs.values():
             if run.alive:
                 self._end(run, -1, signal.SIGKILL)
-            run.tree_gone = True
+            self._gone(run)
         for task in sorted(self._tasks, key=lambda t: t.get_name()):
             task.cancel()
 
@@ -231,8 +249,15 @@ class SimExecutor:
     def _end(self, run: _Run, code: int, number: int) -> None:
         run.alive, run.exit_code, run.exit_signal = False, code, number
         run.ended_ms = self._clock.mono_ms()
-        run.tree_gone = not run.job.linger_ms
+        if not run.job.linger_ms:
+            self._gone(run)
         run.poke.set()
+
+    def _gone(self, run: _Run) -> None:
+        if not run.tree_gone:
+            run.tree_gone = True
+            if self._witness:
+                self._witness.gone(self._node, run.launch, run.exit_code, run.exit_signal)
 
     async def _live(self, run: _Run) -> None:
         """Steps, signals and deadlines in the order of time."""
@@ -255,7 +280,7 @@ class SimExecutor:
             await self._until(run, min(next_step, *self._dues(run)))
         if not run.tree_gone:
             await self._clock.sleep(run.job.linger_ms)
-            run.tree_gone = True
+            self._gone(run)
 
     def _dues(self, run: _Run) -> tuple[int, ...]:
         term = run.deadline_ms - (self._kill_before_ms if run.fenced else self._term_before_ms)
@@ -278,6 +303,8 @@ class SimExecutor:
         run.state = next_state(job, run.state, number)
         run.step = number
         self.history.append(Step(now, self._node, job, run.launch.epoch, number))
+        if self._witness:
+            self._witness.stepped(self._node, run.launch, number)
         loss = loss_of(run.state)
         if run.progress.first_step < 0:
             run.progress = Progress(number, number, now, now, loss)

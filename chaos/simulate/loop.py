@@ -44,6 +44,18 @@ class _Jump(selectors.BaseSelector):
         return self._real.get_map()
 
 
+class _Task(asyncio.Task[T]):
+    """Hashes by its number on its loop, not by its address: sets of tasks (asyncio's own, too) then iterate in the same
+    order in every run."""
+
+    def __init__(self, coro: Coroutine[Any, Any, T], *, loop: VirtualLoop, **options: Any) -> None:
+        self._number = loop.next_number()
+        super().__init__(coro, loop=loop, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """``time()`` starts at 0 and only moves when nothing is ready."""
 
@@ -54,6 +66,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         jump.moved = self._advance
         # Timers within a nanosecond run in the order in which they were set.
         self._clock_resolution = 1e-9
+        self._numbers = 0
+        self.set_task_factory(lambda loop, coro, **options: _Task(coro, loop=self, **options))
+
+    def next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
     def _advance(self, seconds: float) -> None:
         self._now += seconds

@@ -9,7 +9,7 @@ the newest version at or below the compacted revision.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gridkeeper.ids import Revision
@@ -42,10 +42,15 @@ class _History:
         return self.versions[index - 1] if index else None
 
 
+Witness = Callable[[int, tuple[Change, ...], tuple[Compare, ...]], None]
+"""Told of every revision: its number, its changes, and the compares that it was made under."""
+
+
 class Mvcc:
-    """Keys with their history. A fresh store is at revision 1, as etcd's is."""
+    """Keys with their history. A fresh store is at revision 1, as etcd's is. ``witness``: see ``Witness``."""
 
     def __init__(self) -> None:
+        self.witness: Witness | None = None
         self.revision = 1
         self.compacted = 0
         self._keys: list[str] = []  # sorted; every key that has a history
@@ -69,7 +74,7 @@ class Mvcc:
         if not keys:
             return False
         changes = [self._delete(key, self.revision + 1) for key in keys]
-        self._commit([change for change in changes if change is not None])
+        self._commit([change for change in changes if change is not None], ())
         return True
 
     # -- reading
@@ -137,7 +142,7 @@ class Mvcc:
                         changes.append(change)
                 case GetOp(key):
                     values.append(self.current(key))
-        self._commit(changes)
+        self._commit(changes, tuple(compares) if succeeded else ())
         return TxnResult(succeeded, Revision(self.revision), tuple(values))
 
     def _holds(self, compare: Compare) -> bool:
@@ -180,10 +185,12 @@ class Mvcc:
         history.revisions.append(revision)
         history.versions.append(kv)
 
-    def _commit(self, changes: list[Change]) -> None:
+    def _commit(self, changes: list[Change], compares: tuple[Compare, ...]) -> None:
         if changes:
             self.revision += 1
             self._log.append((self.revision, tuple(changes)))
+            if self.witness:
+                self.witness(self.revision, tuple(changes), compares)
 
     # -- compaction
 

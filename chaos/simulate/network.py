@@ -11,6 +11,8 @@ from gridkeeper.ports.link import LinkClosed, LinkRefused
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
 
 Handler = Callable[["SimControlSession"], Awaitable[None]]
+Witness = Callable[["SimControlSession", ControlFrame], None]
+"""Told of every frame that a replica sends, when it sends it."""
 
 
 class _Pipe:
@@ -22,6 +24,7 @@ class _Pipe:
         self._cut = cut
         self._queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
         self._last_ms = 0
+        self._deaf = False
         self.closed = ""
 
     def send(self, data: bytes) -> None:
@@ -35,19 +38,25 @@ class _Pipe:
         item = await self._queue.get()
         if item is None:
             self._queue.put_nowait(None)
+            await self._travel()
             raise LinkClosed(self.closed)
         arrival, data = item
         wait = arrival - self._clock.mono_ms()
         if wait > 0:
             await self._clock.sleep(wait)
-        while self._cut():
-            # A cut network does not say so: the bytes wait until it heals or the stream is closed.
-            if self.closed:
-                raise LinkClosed(self.closed)
-            await self._clock.sleep(50)
+        await self._travel()
         return data
 
-    def close(self, why: str) -> None:
+    async def _travel(self) -> None:
+        """A cut network does not say so: bytes, and the news that the other end closed, wait until it heals."""
+        while self._cut():
+            if self._deaf:
+                raise LinkClosed(self.closed)
+            await self._clock.sleep(50)
+
+    def close(self, why: str, receiver: bool = False) -> None:
+        """``receiver``: it is the receiving end that closes, which no cut hides from it."""
+        self._deaf = self._deaf or receiver
         if not self.closed:
             self.closed = why
             self._queue.put_nowait(None)
@@ -72,11 +81,25 @@ class SimAgentSession:
 
     async def close(self) -> None:
         self._up.close("the agent closed the stream")
-        self._down.close("the agent closed the stream")
+        self._down.close("the agent closed the stream", receiver=True)
 
 
 class SimControlSession:
-    def __init__(self, node: str, region: str, up: _Pipe, down: _Pipe, peer: SimAgentSession) -> None:
+    """``address``: of the replica. ``spool``: of the agent's hello."""
+
+    def __init__(
+        self,
+        node: str,
+        region: str,
+        address: str,
+        up: _Pipe,
+        down: _Pipe,
+        peer: SimAgentSession,
+        witness: Witness | None = None,
+    ) -> None:
+        self.address = address
+        self.spool = ""
+        self._witness = witness
         self._node = node
         self._region = region
         self._up = up
@@ -93,9 +116,14 @@ class SimControlSession:
 
     async def send(self, frame: ControlFrame) -> None:
         self._down.send(frame.SerializeToString())
+        if self._witness:
+            self._witness(self, frame)
 
     async def receive(self) -> AgentFrame:
-        return AgentFrame.FromString(await self._up.receive())
+        frame = AgentFrame.FromString(await self._up.receive())
+        if frame.WhichOneof("frame") == "hello":
+            self.spool = frame.hello.spool
+        return frame
 
     async def refuse(self, reason: str) -> None:
         self._peer.refusal = reason
@@ -104,7 +132,8 @@ class SimControlSession:
 class SimNetwork:
     """Addresses -> handlers, and which pairs cannot reach each other."""
 
-    def __init__(self, clock: Clock, rng: SimRng) -> None:
+    def __init__(self, clock: Clock, rng: SimRng, witness: Witness | None = None) -> None:
+        self._witness = witness
         self._clock = clock
         self._rng = rng
         self._handlers: dict[str, Handler] = {}
@@ -124,8 +153,9 @@ class SimNetwork:
     def cut(self, node: str, address: str) -> None:
         self._cuts.add((node, address))
 
-    def heal(self) -> None:
-        self._cuts.clear()
+    def heal(self, node: str = "") -> None:
+        """All cuts, or those of one node."""
+        self._cuts = {cut for cut in self._cuts if node and cut[0] != node}
 
     def transport(self, node: str, region: str) -> SimTransport:
         return SimTransport(self, node, region)
@@ -144,7 +174,7 @@ class SimNetwork:
         down = _Pipe(self._clock, rng.child("down"), cut)
         agent = SimAgentSession(up, down)
         task = asyncio.get_running_loop().create_task(
-            self._serve(handler, SimControlSession(node, region, up, down, agent), up, down)
+            self._serve(handler, SimControlSession(node, region, address, up, down, agent, self._witness), up, down)
         )
         self._serving[address].add(task)
         task.add_done_callback(self._serving[address].discard)
@@ -154,7 +184,7 @@ class SimNetwork:
         try:
             await handler(session)
         finally:
-            up.close("the replica closed the stream")
+            up.close("the replica closed the stream", receiver=True)
             down.close("the replica closed the stream")
 
 
