@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gridkeeper.decision import Decision
-from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId
+from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import HealthState
@@ -153,3 +153,36 @@ def test_another_global_leader_waits_the_whole_r_again() -> None:
     until(grid, MigrationState.SOURCE_FENCED)
     fenced = next(s.at_ms for s in grid.migrations("train")[-1].stages if s.name == "source_fenced")
     assert fenced - replaced_at >= takeover
+
+
+def test_a_move_decided_on_an_older_head_conflicts() -> None:
+    grid = running()
+    move = recovery_about_to_move(grid)
+    assert KEYS.head(TRAIN) in {guard.key for guard in move.guards}
+    grid.memory.put(KEYS.head(TRAIN), grid.memory.record(KEYS.head(TRAIN)))
+    assert not grid.apply(move)
+
+
+def test_a_move_is_not_begun_on_a_job_whose_last_migration_changed_meanwhile() -> None:
+    grid = running()
+    grid.drain(grid.owner("train").devices[0])
+    grid.leaders["east"].look(grid.time_ms)
+    plan = the(grid.decisions("east"), "migrate.plan")
+    last = KEYS.migration(grid.job("train").migration)
+    grid.memory.put(last, grid.memory.record(last))
+    assert not grid.apply(plan)
+
+
+def test_ownership_never_moves_onto_devices_that_a_living_owner_holds() -> None:
+    grid = running()
+    grid.submit(spec_of("other", regions=(RegionId("east"),)))
+    for _ in range(20):
+        grid.leaders["global"].look(grid.time_ms)
+        offer = grid.memory.record(KEYS.offer(MigrationId("other-e1.0")))
+        if offer is not None:
+            break
+        grid.round()
+    owner = grid.owner("train")
+    grid.memory.put(KEYS.offer(MigrationId("other-e1.0")), replace(offer, node=owner.node, devices=owner.devices))
+    grid.leaders["global"].look(grid.time_ms)
+    assert not [d for d in grid.decisions("global") if d.step == "fence.bump_epoch"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gridkeeper.ids import DeviceId, JobId, NodeId
+from dataclasses import replace
+
+from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId
+from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
 from gridkeeper.records.jobs import JobState, MigrationKind, MigrationState
 from tests.unit.failover_world import Grid, spec_of
@@ -169,3 +172,81 @@ def test_a_target_that_dies_before_the_first_step_is_left_again() -> None:
     assert first.node in start.reason
     assert rest[-1].state is MigrationState.DONE
     assert grid.owner("train").node != first.node
+
+
+def test_a_region_that_does_not_answer_is_left_for_another_after_r() -> None:
+    grid = Grid({"east": {"east-1": 2}, "west": {"west-1": 4}})
+    grid.lead("east")
+    grid.lead("west")
+    grid.submit(spec_of("train"))
+
+    def without_west(rounds: int) -> None:
+        for _ in range(rounds):
+            grid.advance(250)
+            grid.read_ownership()
+            for host in grid.hosts.values():
+                grid.tick(host)
+            grid.lead("east")
+            grid.lead("global")
+
+    without_west(8)
+    assert grid.migrations("train")[0].target_region == "west"
+    without_west(40)
+    [start] = grid.migrations("train")
+    assert (start.state, start.target_region) == (MigrationState.DONE, "east")
+    assert start.refused[0].startswith("west: no answer")
+
+
+def test_when_every_region_refuses_they_are_asked_in_turn_but_not_in_haste() -> None:
+    grid = Grid({"east": {"east-1": 2}, "west": {"west-1": 2}})
+    grid.submit(spec_of("train", model="B200"))
+    grid.run(4)
+    before = grid.memory.revision
+    grid.run(100)
+    [start] = grid.migrations("train")
+    assert start.state is MigrationState.PLANNED
+    rounds = 100 * 250 // grid.settings.timings.takeover_ms + 3
+    assert start.attempt <= rounds
+    assert grid.memory.revision - before < 12 * rounds, "waiting writes next to nothing"
+    assert "model B200" in grid.job("train").reason
+
+
+def test_a_stop_of_a_job_on_a_silent_node_is_confirmed_by_the_fence() -> None:
+    grid = running(Grid({"east": {"east-1": 2}}))
+    node = grid.owner("train").node
+    grid.cut(node)
+    grid.want_stop(TRAIN)
+    grid.run(4)
+    assert grid.job("train").state is JobState.STOPPING
+    grid.run(120)
+    job, owner = grid.job("train"), grid.owner("train")
+    assert job.state is JobState.STOPPED
+    assert owner.revoke is not None
+    assert "revoke intent" in job.reason
+
+
+def test_a_checkpoint_that_cannot_reach_its_target_sends_the_job_where_it_is() -> None:
+    """The target has room, but the copy never arrives: after a while the job goes to a region that has it."""
+    grid = running(Grid({"east": {"east-1": 2, "east-2": 2}, "west": {"west-1": 2}}))
+    source = grid.owner("train")
+    assert source.region == "east", "the first by name, as both have as much room"
+    head = grid.memory.record(KEYS.head(TRAIN))
+    grid.memory.put(KEYS.head(TRAIN), replace(head, regions=(source.region,)))
+    grid.stored[RegionId("west")].clear()
+    grid.power_off(source.node)
+
+    def without_copies(rounds: int) -> None:
+        for _ in range(rounds):
+            grid.advance(250)
+            grid.read_ownership()
+            grid.judge_nodes()
+            for host in grid.hosts.values():
+                grid.tick(host)
+            for where in ("east", "west", "global"):
+                grid.lead(where)
+
+    without_copies(200)
+    move = grid.migrations("train")[-1]
+    assert move.state is MigrationState.DONE, grid.log[-5:]
+    assert grid.owner("train").region == source.region
+    assert "did not arrive" in move.refused[0]
