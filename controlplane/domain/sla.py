@@ -164,9 +164,10 @@ def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
 def decide_job_ledger(world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """The jobs' accounts (global store)."""
     books: list[Book] = []
+    stepping = uptime.stepping(world)
     for job, record in sorted(world.jobs.items()):
         scope = f"job/{job}"
-        standing = uptime.of_job(world, record.record, now.ledger_ms)
+        standing = uptime.of_job(world, record.record, now.ledger_ms, job in stepping or scope in world.accounts)
         if standing is not None and KEYS.account(scope) not in world.suspect_keys:
             books.append((scope, standing, world.accounts.get(scope)))
     return _decide(books, now, KEYS.account, KEYS.entry)

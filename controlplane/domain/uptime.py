@@ -95,9 +95,15 @@ def run_of_epoch(world: GlobalState, job: JobId, epoch: Epoch) -> RunRecord | No
     return found.record if found else None
 
 
-def of_job(world: GlobalState, job: JobRecord, now_ms: int) -> Standing | None:
+def stepping(world: GlobalState) -> frozenset[JobId]:
+    """Jobs that have ever told of a step, in any epoch."""
+    return frozenset(run.record.job for run in world.runs.values() if run.record.first_step >= 0)
+
+
+def of_job(world: GlobalState, job: JobRecord, now_ms: int, steps: bool) -> Standing | None:
     """A job is up while it makes steps, down while it should and does not, unknown while its host is silent; time
-    after it ended, or was asked to stop, is its owner's. None: it has not made its first step yet."""
+    after it ended, or was asked to stop, is its owner's. ``steps``: it has ever told of one. None: it has not, so
+    nothing can be said of it (a job need not report progress)."""
     name = job.spec.name
     refs = (str(job.migration),) if job.migration else ()
     if job.state in TERMINAL_JOB:
@@ -106,9 +112,7 @@ def of_job(world: GlobalState, job: JobRecord, now_ms: int) -> Standing | None:
         return Standing(UptimeClass.EXCLUDED, now_ms, "asked to stop", refs)
     owner = world.ownership.get(name)
     run = run_of_epoch(world, name, owner.record.epoch) if owner else None
-    if owner is None or (run is None and owner.record.epoch.number <= 1):
-        return None
-    if run is not None and run.first_step < 0 and owner.record.epoch.number <= 1:
+    if owner is None or not steps:
         return None
     alive = run is not None and run.phase is RunPhase.RUNNING
     if owner.record.revoke is not None and alive:
