@@ -17,11 +17,12 @@ from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
 
 
 class Gate:
-    """Open at first."""
+    """Open at first. ``killed``: it never opens again; the kernel then closes what was open."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._open.set()
+        self.killed = False
 
     @property
     def frozen(self) -> bool:
@@ -31,7 +32,13 @@ class Gate:
         self._open.clear()
 
     def thaw(self) -> None:
-        self._open.set()
+        if not self.killed:
+            self._open.set()
+
+    def kill(self) -> None:
+        """``SIGKILL``: nothing that is under way gets out any more. Cancel the tasks behind it next."""
+        self.killed = True
+        self._open.clear()
 
     async def passing(self) -> None:
         """Wait while frozen."""
@@ -72,7 +79,8 @@ class _GatedSession:
         return frame
 
     async def close(self) -> None:
-        await self._gate.passing()
+        if not self._gate.killed:
+            await self._gate.passing()
         await self._session.close()
 
 
