@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from gridkeeper.ports.jobs import Process
 from gridkeeper.v1 import records_pb2
@@ -15,13 +15,19 @@ MAX_WORKLOADS = 512
 
 
 def report(
-    book: Book, view: View, stored: Mapping[Key, int], trouble: Mapping[Key, str], now_ms: int
+    book: Book,
+    view: View,
+    stored: Mapping[Key, int],
+    trouble: Mapping[Key, str],
+    now_ms: int,
+    in_doubt: Set[Key] = frozenset(),
 ) -> WorkloadReport:
-    """``stored``: newest step stored per epoch. ``trouble``: what is wrong just now, in words."""
+    """``stored``: newest step stored per epoch. ``trouble``: what is wrong just now, in words. ``in_doubt``: epochs
+    that the executor was asked to start and that may run without our knowing; they are not said to have ended."""
     found = {key_of(process): _of_process(process, book, view, trouble, now_ms) for process in view.processes}
     for key in book.orders:
         if key not in found:
-            found[key] = _without_process(key, book, trouble)
+            found[key] = _without_process(key, book, trouble, key in in_doubt)
     for key, workload in found.items():
         workload.checkpoint_step = stored.get(key, -1)
         workload.checkpoint_request = view.asked.get(key, 0)
@@ -32,12 +38,12 @@ def report(
     return WorkloadReport(workloads=[found[key] for key in sorted(newest)])
 
 
-def _without_process(key: Key, book: Book, trouble: Mapping[Key, str]) -> Workload:
-    """Ordered, and not there: still to be started, or never to be."""
+def _without_process(key: Key, book: Book, trouble: Mapping[Key, str], in_doubt: bool) -> Workload:
+    """Ordered, and not there: still to be started, or never to be, or perhaps there after all."""
     workload = Workload(job=key[0], epoch=epoch_message(key[1]), first_step=-1, last_step=-1)
-    if book.wanted(key):
+    if book.wanted(key) or in_doubt:
         workload.phase = records_pb2.RUN_PHASE_STARTING
-        workload.reason = trouble.get(key, "")
+        workload.reason = trouble.get(key, "") or ("the executor has not said whether it started" if in_doubt else "")
         return workload
     workload.phase = records_pb2.RUN_PHASE_EXITED
     workload.exit_code = -1

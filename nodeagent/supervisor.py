@@ -78,6 +78,7 @@ class Supervisor:
         self._fetched: set[Key] = set()
         self._fetching: dict[Key, int] = {}  # since when
         self._trouble: dict[Key, str] = {}
+        self._in_doubt: set[Key] = set()  # asked to start, and the executor has not been heard since
         self._background: set[asyncio.Task[None]] = set()
         self._poked = asyncio.Event()
         self._last_report = b""
@@ -198,6 +199,7 @@ class Supervisor:
             log.warning("The executor does not say what runs: %s", error)
             return
         self._listed = True
+        self._in_doubt.clear()
         for process in self._processes:
             self._checkpoints.look(key_of(process), process.tree_gone)
         await self._save()
@@ -233,7 +235,8 @@ class Supervisor:
         view = self._view()
         keys = {*self._book.orders, *map(key_of, self._processes)}
         trouble = {key: words for key in keys if (words := self._trouble.get(key) or self._checkpoints.trouble(key))}
-        return report(self._book, view, self._checkpoints.stored(), trouble, self._clock.mono_ms())
+        stored, in_doubt = self._checkpoints.stored(), frozenset(self._in_doubt)
+        return report(self._book, view, stored, trouble, self._clock.mono_ms(), in_doubt)
 
     @staticmethod
     def _fingerprint(current: WorkloadReport) -> bytes:
@@ -290,6 +293,7 @@ class Supervisor:
             resume_from=str(self._resume_path(order)) if order.resume_step >= 0 else "",
             resume_step=order.resume_step,
         )
+        self._in_doubt.add(order.key)
         await self._executor.start(launch, deadline_ms)
         self._told[order.key] = deadline_ms
         log.info("Started %s epoch %s from step %d.", order.job, order.epoch, order.resume_step)
@@ -303,6 +307,7 @@ class Supervisor:
         log.warning("%s refused: %s", type(action).__name__, why)
         key = _key(action)
         if isinstance(action, Start):
+            self._in_doubt.discard(action.order.key)  # it has answered: nothing was started
             self._book = orders.close(self._book, action.order.key, why)
             await self._save()
         elif key:
