@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from failover.domain.fencing import takeover_allowed
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Epoch, JobId, MigrationId, RegionId
 from gridkeeper.keys import KEYS
@@ -85,8 +86,8 @@ def released(
     record = ownership.record
     if run is not None and run.record.epoch == record.epoch and confirmed_stopped(run):
         return f"epoch {record.epoch} is confirmed stopped on {record.node}"
-    waited = mono_ms - ownership.seen_ms
-    if record.revoke is not None and waited >= timings.takeover_ms:
+    if record.revoke is not None and takeover_allowed(ownership.seen_ms, mono_ms, timings):
+        waited = mono_ms - ownership.seen_ms
         return f"the revoke intent on epoch {record.epoch} has stood for {waited} ms ≥ R = {timings.takeover_ms} ms"
     return ""
 

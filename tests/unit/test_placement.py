@@ -127,6 +127,14 @@ def test_a_gang_stays_on_one_node_and_leaves_large_gaps_whole() -> None:
     assert place(waiting({"east": {"east-1": 4, "east-2": 4}}, devices=8)) == ()
 
 
+def test_what_is_reserved_and_offered_is_not_written_again() -> None:
+    grid = waiting({"east": {"east-1": 4}})
+    place(grid)
+    grid.lead("east")
+    grid.leaders["east"].look(grid.time_ms)
+    assert [d.step for d in grid.decisions("east")] == []
+
+
 def test_slots_are_taken_in_natural_order() -> None:
     assert place(waiting({"east": {"east-1": 12}}, devices=11))[-1] == "east-1/gpu10"
 
