@@ -131,17 +131,6 @@ class Ingest:
             previous.superseded.set()
         self.streams[node] = stream
         self._table.register(node, ids)
-        timings = agent_pb2.Timings(
-            stale_ms=self._timings.stale_ms,
-            fence_ms=self._timings.fence_ms,
-            takeover_ms=self._timings.takeover_ms,
-            renewal_ms=self._timings.renewal_ms,
-            heartbeat_ms=self._timings.heartbeat_ms,
-            telemetry_ms=self._timings.telemetry_ms,
-        )
-        acked = registration.cursor.sequence
-        welcome = Welcome(replica=self._replica, timings=timings, acked_sequence=acked)
-        await link.send(ControlFrame(welcome=welcome))
         log.info("%s", registration.decision.sentence)
         return stream
 
@@ -166,9 +155,22 @@ class Ingest:
             devices,
         )
 
+    async def _welcome(self, stream: AgentStream) -> None:
+        timings = agent_pb2.Timings(
+            stale_ms=self._timings.stale_ms,
+            fence_ms=self._timings.fence_ms,
+            takeover_ms=self._timings.takeover_ms,
+            renewal_ms=self._timings.renewal_ms,
+            heartbeat_ms=self._timings.heartbeat_ms,
+            telemetry_ms=self._timings.telemetry_ms,
+        )
+        welcome = Welcome(replica=self._replica, timings=timings, acked_sequence=stream.cursor.sequence)
+        await stream.link.send(ControlFrame(welcome=welcome))
+
     async def _carry(self, stream: AgentStream) -> None:
         """All tasks of a stream; the first one that ends, ends it."""
         try:
+            await self._welcome(stream)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._events.run(stream))
                 group.create_task(self._jobs.command(stream))

@@ -19,6 +19,7 @@ from controlplane.shell.notices import LogNotifier, Notices
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
+from controlplane.shell.sessioncare import SessionCare
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
 from failover.checkpoint.replicate import Replicator
@@ -78,6 +79,9 @@ class Replica:
         self.ingest = Ingest(
             region, replica, ports.region_store, self.local, self._local_applier, self.table, jobs, clock, rng, timings
         )
+        self._care = SessionCare(
+            region, replica, ports.region_store, self.local, self.ingest.streams, clock, timings
+        )  # fmt: skip
         self._rules = RuleWatch(
             region,
             replica,
@@ -115,6 +119,7 @@ class Replica:
             await self._found(self._ports.region_store, self._keys.meta, f"region/{self.region}")
             group.create_task(self._present())
             group.create_task(self._rules.run())
+            group.create_task(self._care.run())
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region))
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")

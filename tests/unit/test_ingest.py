@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from chaos.simulate.network import SimAgentSession, SimNetwork
 from chaos.simulate.store import SimCluster
 from controlplane.shell.replica import Ports, Replica
 from gridkeeper import codec
-from gridkeeper.ids import RegionId, ReplicaId
+from gridkeeper.ids import NodeId, RegionId, ReplicaId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.ports.link import LinkClosed, LinkRefused
+from gridkeeper.ports.store import PutOp
 from gridkeeper.records.fleet import DeviceRecord, EventRecord, SessionRecord
 from gridkeeper.snapshot import Settings
 from gridkeeper.telemetry import METRICS, SCHEMA_VERSION
@@ -324,5 +326,74 @@ def test_a_stream_that_is_cancelled_while_it_closes_still_leaves_its_session_clo
             b.cluster.client("a").heal()
             await b.clock.sleep(3_000)
             assert not await b.session_open("n1")
+
+    run_virtual(main())
+
+
+def _left_open(replica: str) -> SessionRecord:
+    return SessionRecord(NodeId("n1"), ReplicaId(replica), "gone", True, 1)
+
+
+def test_a_session_that_no_stream_holds_is_closed_by_the_replica_that_it_names() -> None:
+    """Left by an earlier process of the same name, or by an agent that vanished before its welcome: open, it would keep
+    a dead node alive for ever. Another replica's is none of ours."""
+
+    async def main() -> None:
+        async with bench() as b:
+            for node, replica in (("n1", "a"), ("n2", "c")):
+                record = replace(_left_open(replica), node=NodeId(node))
+                await b.reader.txn([], [PutOp(KEYS.session(NodeId(node)), codec.encode(record))])
+            await b.clock.sleep(SHORT.unreachable_ms * 2)
+            assert not await b.session_open("n1")
+            assert await b.session_open("n2")
+
+    run_virtual(main())
+
+
+def test_an_agent_that_vanishes_before_its_welcome_is_not_alive_for_ever() -> None:
+    async def main() -> None:
+        async with bench() as b:
+            ends: list[str] = []
+            link = Vanishing(hello(), ends)
+            await b.replicas[0].ingest.serve(link)
+            assert ends == ["welcome"]
+            await b.clock.sleep(SHORT.unreachable_ms * 2)
+            assert not await b.session_open("n1")
+            assert NodeId("n1") not in b.replicas[0].ingest.streams
+
+    run_virtual(main())
+
+
+class Vanishing:
+    """A link whose agent says hello and is gone."""
+
+    node, region = "n1", "east"
+
+    def __init__(self, first: AgentFrame, ends: list[str]) -> None:
+        self._first = first
+        self._ends = ends
+
+    async def receive(self) -> AgentFrame:
+        return self._first
+
+    async def send(self, frame: ControlFrame) -> None:
+        self._ends.append(str(frame.WhichOneof("frame")))
+        raise LinkClosed("gone")
+
+    async def refuse(self, reason: str) -> None:
+        self._ends.append(reason)
+
+
+def test_a_stream_is_over_once_its_node_has_said_hello_to_another_replica() -> None:
+    """Its connection may not notice for hours; held on, its rows would go stale and be found silent."""
+
+    async def main() -> None:
+        async with bench() as b:
+            await until(await b.open(hello(), to="a"), "welcome")
+            assert NodeId("n1") in b.replicas[0].ingest.streams
+            await until(await b.open(hello(), to="b"), "welcome")
+            await b.clock.sleep(SHORT.unreachable_ms)
+            assert NodeId("n1") not in b.replicas[0].ingest.streams
+            assert NodeId("n1") in b.replicas[1].ingest.streams
 
     run_virtual(main())
