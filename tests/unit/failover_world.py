@@ -6,9 +6,7 @@ test that drives this world checks the invariants of failover.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from failover.checkpoint.replicate import record_copy, wanted_copies
 from failover.domain.fencing import Refusal, command_for, commit_head, epoch_refused, may_acknowledge
@@ -16,7 +14,7 @@ from failover.domain.jobs import decide_jobs
 from failover.domain.migrate import decide_migrations
 from failover.domain.placement import decide_offers, decide_reservations, published_region
 from failover.domain.requests import decide_requests
-from gridkeeper.decision import ABSENT, Decision, Now, Put, Versioned
+from gridkeeper.decision import Decision, Now
 from gridkeeper.ids import (
     DeviceId,
     DrainId,
@@ -28,170 +26,34 @@ from gridkeeper.ids import (
     NodeId,
     RegionId,
     ReplicaId,
-    Revision,
 )
-from gridkeeper.keys import GLOBAL, KEYS, RegionKeys
+from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Desired, Severity
 from gridkeeper.records.faults import DrainRecord, DrainState, IncidentRecord, IncidentState
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState, LivenessRecord, NodeRecord, NodeState
 from gridkeeper.records.jobs import (
     TERMINAL_JOB,
-    TERMINAL_MIGRATION,
     GrantRecord,
     JobRecord,
     JobSpec,
     JobState,
-    MigrationRecord,
     OwnershipRecord,
     RunPhase,
     RunRecord,
 )
-from gridkeeper.snapshot import GlobalState, RegionState, Settings
-from gridkeeper.timings import Timings
+from gridkeeper.snapshot import Settings
+from tests.unit.failover_parts import SETTINGS, Host, Proc, View, spec_of
+from tests.unit.failover_truth import Truth
 
-TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_250, renewal_ms=300, unreachable_ms=500, settle_ms=1_000)
-"""R at the least that the rule allows, so that a wait cut short shows, and hasty suspicion."""
-
-SETTINGS = Settings(TIGHT)
-GLOBAL_FIELDS = {
-    "jobs": "jobs", "ownership": "ownership", "runs": "runs", "heads": "heads", "checkpoints": "checkpoints",
-    "migrations": "migrations", "offers": "offers", "grants": "grants", "regions": "regions",
-}  # fmt: skip
-REGION_FIELDS = {
-    "nodes": "nodes", "devices": "devices", "liveness": "liveness", "health": "health", "cordons": "cordons",
-    "incidents": "incidents", "drains": "drains", "reservations": "reservations", "findings": "findings",
-    "sessions": "sessions", "replicas": "replicas",
-}  # fmt: skip
+__all__ = ["SETTINGS", "Grid", "spec_of"]
 
 
-def spec_of(name: str, **changes: Any) -> JobSpec:
-    """A two-device job that may run anywhere."""
-    base = JobSpec(
-        name=JobId(name), namespace="default", command=("train",), env=(), workdir="", devices=2, model="",
-        regions=(), prefer_other_region=True, handles_sigusr1=True, grace_ms=1_000, max_restarts=2,
-    )  # fmt: skip
-    return replace(base, **changes)
-
-
-class Memory:
-    """Both stores in one map: keys never clash, and each decision touches one of them."""
-
-    def __init__(self) -> None:
-        self.revision = 0
-        self.items: dict[str, tuple[Any, int, int]] = {}
-
-    def record(self, key: str) -> Any:
-        return self.items[key][0] if key in self.items else None
-
-    def put(self, key: str, record: Any) -> None:
-        """A write that compares nothing (facts of the outside world)."""
-        self.revision += 1
-        created = self.items[key][2] if key in self.items else self.revision
-        self.items[key] = (record, self.revision, created)
-
-    def holds(self, key: str, expected: int) -> bool:
-        return (self.items[key][1] if key in self.items else ABSENT) == expected
-
-    def apply(self, decision: Decision) -> bool:
-        """Compare and swap; False: conflict."""
-        roots = {w.key.startswith(GLOBAL) for w in (*decision.writes, *decision.guards)}
-        assert len(roots) == 1, f"{decision.step} spans both stores"
-        keys = [w.key for w in decision.writes]
-        assert len(set(keys)) == len(keys), f"{decision.step} writes a key twice"
-        if not all(self.holds(w.key, w.expected) for w in (*decision.writes, *decision.guards)):
-            return False
-        self.revision += 1
-        for write in decision.writes:
-            if isinstance(write, Put):
-                created = self.items[write.key][2] if write.key in self.items else self.revision
-                self.items[write.key] = (write.record, self.revision, created)
-            else:
-                del self.items[write.key]
-        return True
-
-
-class View:
-    """One process's mirror: ``look`` catches up; between looks it is stale. ``offset``: its boot clock's origin."""
-
-    def __init__(self, memory: Memory, offset: int) -> None:
-        self.memory = memory
-        self.offset = offset
-        self.seen: dict[str, tuple[int, int]] = {}
-        self.copy: dict[str, tuple[Any, int, int]] = {}
-        self.revision = 0
-
-    def look(self, time_ms: int) -> None:
-        self.copy, self.revision = dict(self.memory.items), self.memory.revision
-        mono = time_ms + self.offset
-        for key, (_, revision, _) in self.copy.items():
-            if self.seen.get(key, (0, 0))[0] != revision:
-                self.seen[key] = (revision, mono)
-
-    def _kind(self, prefix: str) -> dict[Any, Versioned[Any]]:
-        return {
-            key.removeprefix(prefix): Versioned(record, Revision(mod), Revision(create), self.seen[key][1])
-            for key, (record, mod, create) in self.copy.items()
-            if key.startswith(prefix)
-        }
-
-    def world(self) -> GlobalState:
-        kinds: dict[str, Any] = {field: self._kind(KEYS.prefix(kind)) for kind, field in GLOBAL_FIELDS.items()}
-        return GlobalState(revision=Revision(self.revision), **kinds)
-
-    def region(self, region: RegionId) -> RegionState:
-        keys = RegionKeys(region)
-        kinds: dict[str, Any] = {field: self._kind(keys.prefix(kind)) for kind, field in REGION_FIELDS.items()}
-        return RegionState(region=region, revision=Revision(self.revision), **kinds)
-
-
-@dataclass
-class Proc:
-    """One epoch of a job on a node, as it really is."""
-
-    job: JobId
-    epoch: Epoch
-    devices: tuple[DeviceId, ...]
-    deadline_ms: int
-    resume_step: int
-    started_ms: int
-    alive: bool = True
-    last_step: int = -1
-    first_step: int = -1
-    first_step_ms: int = 0
-    last_step_ms: int = 0
-    ended_ms: int = 0
-    exit_code: int = 0
-    exit_signal: int = 0
-    by_us: bool = False
-    reason: str = ""
-
-
-@dataclass
-class Host:
-    """A node: its processes, and whether it is powered and connected. ``slow``: its clock's rate (F lasts longer).
-    ``deaf``: it renews and reports, but commands do not arrive."""
-
-    node: NodeId
-    region: RegionId
-    slow: float = 1.0
-    up: bool = True
-    connected: bool = True
-    deaf: bool = False
-    silent_since: int = -1
-    procs: dict[tuple[JobId, Epoch], Proc] = field(default_factory=dict)
-    highest: dict[JobId, Epoch] = field(default_factory=dict)
-
-
-class Grid:
+class Grid(Truth):
     """The world. ``nodes``: region -> node -> number of devices."""
 
     def __init__(self, nodes: dict[str, dict[str, int]], settings: Settings = SETTINGS) -> None:
+        super().__init__(nodes)
         self.settings = settings
-        self.memory = Memory()
-        self.time_ms = 1_000_000
-        self.hosts: dict[NodeId, Host] = {}
-        self.stored: dict[RegionId, set[str]] = {RegionId(r): set() for r in nodes}
-        self.log: list[str] = []
         self.terms = 0
         self.leaders: dict[str, View] = {}
         for region, members in nodes.items():
@@ -265,61 +127,6 @@ class Grid:
         """Look, decide, apply. Returns how many decisions held."""
         self.leaders[where].look(self.time_ms)
         return sum(self.apply(decision) for decision in self.decisions(where))
-
-    def apply(self, decision: Decision) -> bool:
-        before = dict(self.memory.items)
-        assert decision.sentence, f"{decision.step} gives no reason"
-        if not self.memory.apply(decision):
-            return False
-        self.log.append(f"{self.time_ms} {decision.step}: {decision.sentence}")
-        self._check(before, decision)
-        return True
-
-    # -- ground truth ----------------------------------------------------------------------------------------------
-
-    def alive(self) -> Iterable[tuple[Host, Proc]]:
-        for host in self.hosts.values():
-            for proc in host.procs.values():
-                if proc.alive:
-                    yield host, proc
-
-    def _check(self, before: dict[str, tuple[Any, int, int]], decision: Decision) -> None:
-        for write in decision.writes:
-            old = before[write.key][0] if write.key in before else None
-            new = write.record if isinstance(write, Put) else None
-            if isinstance(new, OwnershipRecord):
-                self._check_ownership(old, new)
-            elif isinstance(new, MigrationRecord):
-                assert not (old and old.state in TERMINAL_MIGRATION), f"{new.id} left a terminal state"
-                active = [
-                    r.id for k, (r, _, _) in self.memory.items.items()
-                    if k.startswith(KEYS.prefix("migrations")) and r.job == new.job
-                    and r.state not in TERMINAL_MIGRATION
-                ]  # fmt: skip
-                assert len(active) <= 1, f"two active migrations: {active}"
-            elif isinstance(new, JobRecord) and new.state in TERMINAL_JOB:
-                living = [p for _, p in self.alive() if p.job == new.spec.name]
-                assert not living, f"{new.spec.name} is {new.state} and lives: {living}"
-            elif write.key.startswith(KEYS.prefix("heads")):
-                assert new is not None, "a head was deleted"
-                assert old is None or new.step > old.step or (new.step, new.digest) == (old.step, old.digest)
-                owner = self.memory.record(KEYS.ownership(new.job))
-                copied = old is not None and old.digest == new.digest
-                assert copied or owner.epoch == new.epoch, f"epoch {new.epoch} commits, {owner.epoch} owns the job"
-                for region in new.regions:
-                    assert new.digest in self.stored[region], f"the head names {new.digest}, not verified in {region}"
-
-    def _check_ownership(self, old: OwnershipRecord | None, new: OwnershipRecord) -> None:
-        if old is not None:
-            assert new.epoch >= old.epoch, "an epoch went back"
-        if old is not None and old.epoch == new.epoch:
-            return
-        living = [(h.node, p.epoch) for h, p in self.alive() if p.job == new.job]
-        assert not living, f"{new.job} gets epoch {new.epoch} while {living} live"
-        assert self.job(new.job).desired is Desired.RUN, f"{new.job} is to stop and gets epoch {new.epoch}"
-        head = self.memory.record(KEYS.head(new.job))
-        assert new.resume_step == (head.step if head else -1), "it does not resume from the newest checkpoint"
-        assert head is None or new.region in head.regions, "its checkpoint is not where it starts"
 
     # -- agents ----------------------------------------------------------------------------------------------------
 
@@ -560,23 +367,3 @@ class Grid:
                 for job in self.jobs():
                     self.checkpoint(job)
             self.round()
-
-    def jobs(self) -> tuple[JobId, ...]:
-        prefix = KEYS.prefix("jobs")
-        return tuple(JobId(k.removeprefix(prefix)) for k in sorted(self.memory.items) if k.startswith(prefix))
-
-    def job(self, name: str) -> JobRecord:
-        record = self.memory.record(KEYS.job(JobId(name)))
-        assert isinstance(record, JobRecord)
-        return record
-
-    def owner(self, name: str) -> OwnershipRecord:
-        record = self.memory.record(KEYS.ownership(JobId(name)))
-        assert isinstance(record, OwnershipRecord)
-        return record
-
-    def migrations(self, name: str) -> list[MigrationRecord]:
-        """Of one job, oldest first."""
-        prefix = KEYS.prefix("migrations")
-        found = [(c, r) for k, (r, _, c) in self.memory.items.items() if k.startswith(prefix) and r.job == name]
-        return [record for _, record in sorted(found, key=lambda item: item[0])]
