@@ -72,10 +72,9 @@ class EventLog:
         """Commit this stream's batches and acknowledge each. Raises ``LinkClosed`` when another stream took over, and
         ``BadEvent``."""
         while True:
-            batch = await stream.events.get()
-            events = list(batch.events)
-            while len(events) < BATCH and not stream.events.empty():
-                events.extend(stream.events.get_nowait().events)
+            events = list((await stream.next_events()).events)
+            while len(events) < BATCH and (more := stream.more_events()) is not None:
+                events.extend(more.events)
             for start in range(0, len(events), BATCH):
                 await self._commit(stream, events[start : start + BATCH])
             ack = ControlFrame(event_ack=EventAck(sequence=stream.cursor.sequence))

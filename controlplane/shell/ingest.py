@@ -12,7 +12,7 @@ from controlplane.shell.hello import BadHello, Known, check_hello, register
 from controlplane.shell.jobfeed import JobFeed
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.runs import BadWorkload
-from controlplane.shell.session import AgentStream, Cursor
+from controlplane.shell.session import AgentStream, Cursor, TooMuch
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision
@@ -179,7 +179,7 @@ class Ingest:
                 group.create_task(self._watch_silence(stream))
                 group.create_task(self._receive(stream))
                 group.create_task(self._superseded(stream))
-        except* (BadEvent, BadTelemetry, BadWorkload) as bad:
+        except* (BadEvent, BadTelemetry, BadWorkload, TooMuch) as bad:
             reason = "; ".join(str(e) for e in bad.exceptions)
             log.warning("stream of %s ended for malformed input: %s", stream.node, reason)
             await stream.link.refuse(reason)
@@ -203,7 +203,7 @@ class Ingest:
                 self._telemetry(stream, frame.telemetry)
             case "events":
                 if frame.events.events:
-                    await stream.events.put(frame.events)
+                    stream.offer_events(frame.events)
             case "heartbeat":
                 pass
             case "renewal":
@@ -211,7 +211,7 @@ class Ingest:
             case "workloads":
                 self._report(stream, frame.workloads)
             case "checkpoint":
-                await stream.checkpoints.put(frame.checkpoint)
+                stream.offer_checkpoint(frame.checkpoint)
             case "log":
                 waiting = stream.logs.pop(frame.log.id, None)
                 if waiting is not None and not waiting.done():

@@ -9,8 +9,14 @@ from gridkeeper.ids import DeviceId, NodeId, Revision, SpoolId
 from gridkeeper.ports.link import ControlSession
 from gridkeeper.v1.agent_pb2 import CheckpointReady, EventBatch, LogChunk, WorkloadReport
 
-MAX_QUEUED_BATCHES = 64
-"""Event batches waiting for the store per stream; beyond, reading stops and gRPC's flow control holds the agent."""
+MAX_WAITING_BYTES = 8 << 20
+"""Events waiting for the store per stream. An agent has at most 256 events under way, about 5 KiB each."""
+MAX_CHECKPOINTS = 64
+"""Announcements waiting to be verified per stream; agents repeat those that are not answered."""
+
+
+class TooMuch(ValueError):
+    """More than an honest agent ever has under way; the message names the field, the value and the remedy."""
 
 
 @dataclass(slots=True)
@@ -34,8 +40,9 @@ class AgentStream:
     heard_ms: int
     session_revision: Revision
     marked_open: bool = True
-    events: asyncio.Queue[EventBatch] = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED_BATCHES))
-    checkpoints: asyncio.Queue[CheckpointReady] = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED_BATCHES))
+    events: asyncio.Queue[EventBatch] = field(default_factory=asyncio.Queue)
+    waiting_bytes: int = 0
+    checkpoints: asyncio.Queue[CheckpointReady] = field(default_factory=lambda: asyncio.Queue(MAX_CHECKPOINTS))
     report: WorkloadReport | None = None
     report_ms: int = 0
     reported: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,3 +53,33 @@ class AgentStream:
     def device(self, slot: str) -> DeviceId:
         """The device id of a slot of this node; "" stays "" (the node itself)."""
         return DeviceId(f"{self.node}/{slot}") if slot else DeviceId("")
+
+    # Nothing that arrives may wait here: behind it come renewals, and without their answers jobs are ended.
+
+    def offer_events(self, batch: EventBatch) -> None:
+        """Raises ``TooMuch``."""
+        self.waiting_bytes += batch.ByteSize()
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            raise TooMuch(
+                f"events: {self.waiting_bytes} bytes wait for the store, at most {MAX_WAITING_BYTES}; "
+                "wait for acknowledgements"
+            )
+        self.events.put_nowait(batch)
+
+    async def next_events(self) -> EventBatch:
+        batch = await self.events.get()
+        self.waiting_bytes -= batch.ByteSize()
+        return batch
+
+    def more_events(self) -> EventBatch | None:
+        """What waits already; None: nothing."""
+        if self.events.empty():
+            return None
+        batch = self.events.get_nowait()
+        self.waiting_bytes -= batch.ByteSize()
+        return batch
+
+    def offer_checkpoint(self, ready: CheckpointReady) -> None:
+        """One that finds no room is dropped: its agent says it again."""
+        if not self.checkpoints.full():
+            self.checkpoints.put_nowait(ready)

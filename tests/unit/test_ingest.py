@@ -18,8 +18,9 @@ from chaos.simulate.network import SimAgentSession, SimNetwork
 from chaos.simulate.store import SimCluster
 from controlplane.shell.replica import Ports, Replica
 from gridkeeper import codec
-from gridkeeper.ids import NodeId, RegionId, ReplicaId
+from gridkeeper.ids import JobId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.ports.jobs import Manifest
 from gridkeeper.ports.link import LinkClosed, LinkRefused
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.fleet import DeviceRecord, EventRecord, SessionRecord
@@ -30,6 +31,7 @@ from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import (
     AgentEvent,
     AgentFrame,
+    CheckpointReady,
     ControlFrame,
     DeviceInfo,
     EventBatch,
@@ -86,10 +88,12 @@ class Bench:
         self.cluster = SimCluster(self.clock, SimRng(1))
         self.network = SimNetwork(self.clock, SimRng(2))
         self.replicas: list[Replica] = []
+        self.checkpoints: list[SlowToVerify] = []
         self.reader = self.cluster.client("test")
         for name in ("a", "b"):
             store = self.cluster.client(name)
-            checkpoints = {EAST: SimCheckpointStore(MemoryTree())}
+            self.checkpoints.append(SlowToVerify(MemoryTree()))
+            checkpoints = {EAST: self.checkpoints[-1]}
             ports = Ports(self.clock, SimRng(name), store, self.cluster.client(f"{name}-global"), checkpoints)
             replica = Replica(EAST, ReplicaId(name), name, ports, Settings(timings=SHORT))
             self.replicas.append(replica)
@@ -397,3 +401,69 @@ def test_a_stream_is_over_once_its_node_has_said_hello_to_another_replica() -> N
             assert NodeId("n1") in b.replicas[1].ingest.streams
 
     run_virtual(main())
+
+
+def test_renewals_are_answered_while_events_wait_for_the_region_store() -> None:
+    """Renewals rest on the global store. An agent has up to 256 events under way, one a frame if they come singly."""
+
+    async def main() -> None:
+        async with bench() as b:
+            session = await b.open(hello())
+            await until(session, "welcome")
+            b.cluster.client("a").partition()
+            for sequence in range(1, 257):
+                await session.send(events(xid(sequence)))
+            await session.send(AgentFrame(renewal=Renewal(id=7)))
+            async with asyncio.timeout(SHORT.fence_ms / 1000):
+                assert (await until(session, "renewal_ack")).renewal_ack.id == 7
+            b.cluster.client("a").heal()
+            while (await until(session, "event_ack")).event_ack.sequence < 256:
+                pass
+            assert len(await b.stored()) == 256
+
+    run_virtual(main())
+
+
+def test_more_events_than_any_honest_agent_sends_end_the_stream_and_hold_no_memory() -> None:
+    async def main() -> None:
+        async with bench() as b:
+            session = await b.open(hello())
+            await until(session, "welcome")
+            b.cluster.client("a").partition()
+            big = "x" * (1 << 20)
+            for sequence in range(1, 10):
+                await session.send(events(xid(sequence, message=big)))
+            with pytest.raises(LinkRefused, match="events"):
+                while True:
+                    await session.receive()
+
+    run_virtual(main())
+
+
+def test_renewals_are_answered_while_a_large_checkpoint_is_verified() -> None:
+    """An announcement is repeated each second until it is answered; verifying terabytes takes longer than a minute."""
+
+    async def main() -> None:
+        async with bench() as b:
+            b.checkpoints[0].slow = asyncio.Event()
+            session = await b.open(hello())
+            await until(session, "welcome")
+            ready = CheckpointReady(job="j", epoch=records_pb2.Epoch(generation=1, number=1), step=1, digest="0" * 64)
+            for _ in range(200):
+                await session.send(AgentFrame(checkpoint=ready))
+            await session.send(AgentFrame(renewal=Renewal(id=7)))
+            async with asyncio.timeout(SHORT.fence_ms / 1000):
+                assert (await until(session, "renewal_ack")).renewal_ack.id == 7
+            b.checkpoints[0].slow.set()
+            assert not (await until(session, "checkpoint_ack")).checkpoint_ack.committed
+
+    run_virtual(main())
+
+
+class SlowToVerify(SimCheckpointStore):
+    slow: asyncio.Event | None = None
+
+    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
+        if self.slow:
+            await self.slow.wait()
+        return await super().verify(job, step, digest)
