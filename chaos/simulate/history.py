@@ -7,7 +7,7 @@ on the hash seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -95,6 +95,7 @@ class Acked:
 
     at_ms: int
     replica: str
+    region: str
     node: str
     spool: str
     sequence: int
@@ -127,8 +128,8 @@ Entry = Commit | Started | Stepped | Gone | Renewed | Acked | Stored | Injected
 class History:
     """Appends only."""
 
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.entries: list[Entry] = list(entries)
 
     def add(self, entry: Entry) -> None:
         self.entries.append(entry)

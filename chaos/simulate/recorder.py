@@ -43,8 +43,8 @@ class Recorder:
         """For ``SimNetwork``."""
         now = self._clock.mono_ms()
         if frame.WhichOneof("frame") == "event_ack":
-            ack = Acked(now, session.address, session.node, session.spool, frame.event_ack.sequence)
-            self._history.add(ack)
+            sequence = frame.event_ack.sequence
+            self._history.add(Acked(now, session.address, session.region, session.node, session.spool, sequence))
         for item in frame.renewal_ack.granted:
             epoch = Epoch(int(item.epoch.generation), int(item.epoch.number))
             self._history.add(Renewed(now, session.address, session.node, JobId(item.job), epoch))

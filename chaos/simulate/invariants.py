@@ -1,0 +1,225 @@
+"""The safety rules of the architecture as checkers. Pure: a history in, violations out.
+
+This module: who may run a job (rule 1) and which checkpoint is the newest (rule 2). ``chaos.simulate.bookkeeping``:
+acknowledgements, leaders, budgets, drains and the ledger (rules 3 to 7). ``check`` runs all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from chaos.simulate import bookkeeping
+from chaos.simulate.history import GLOBAL_STORE, Commit, Entry, Gone, Renewed, Started, Stepped, Stored
+from chaos.simulate.replay import Changed, Moment, replay
+from chaos.simulate.violation import Violation
+from gridkeeper.ids import Epoch, JobId
+from gridkeeper.keys import KEYS
+from gridkeeper.records.jobs import CheckpointRecord, HeadRecord, OwnershipRecord, RunPhase, RunRecord
+from gridkeeper.snapshot import Settings
+
+Checker = Callable[[tuple[Moment, ...], Settings], Iterator[Violation]]
+
+
+def check(entries: Iterable[Entry], settings: Settings) -> tuple[Violation, ...]:
+    """All violations of all invariants, in order of time."""
+    moments = replay(entries)
+    found = [violation for checker in ALL for violation in checker(moments, settings)]
+    return tuple(sorted(found, key=lambda violation: violation.at_ms))
+
+
+def one_owner(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
+    """Processes of one job never overlap; epochs only grow; after the first sign of a newer epoch an older one does no
+    step; no device serves two jobs at once."""
+    alive: dict[tuple[str, JobId, Epoch], tuple[str, ...]] = {}
+    highest: dict[JobId, Epoch] = {}
+    for moment in moments:
+        match moment.entry:
+            case Started(at_ms, node, job, epoch, devices):
+                for (other_node, other_job, other_epoch), other_devices in alive.items():
+                    if other_job == job:
+                        yield Violation(
+                            at_ms,
+                            "one owner",
+                            f"{job} starts on {node} at epoch {epoch} while epoch {other_epoch} lives on {other_node}",
+                        )
+                    elif shared := set(devices) & set(other_devices):
+                        yield Violation(
+                            at_ms,
+                            "one owner",
+                            f"{job} starts on {', '.join(sorted(shared))}, which {other_job} still uses",
+                        )
+                if job in highest and epoch <= highest[job]:
+                    yield Violation(at_ms, "one owner", f"{job} starts at epoch {epoch} after {highest[job]}")
+                highest[job] = max(epoch, highest.get(job, epoch))
+                alive[node, job, epoch] = devices
+            case Stepped(at_ms, node, job, epoch, step):
+                if (node, job, epoch) not in alive:
+                    yield Violation(
+                        at_ms, "one owner", f"{job} epoch {epoch} does step {step} on {node}, where it does not live"
+                    )
+                if epoch < highest.get(job, epoch):
+                    yield Violation(
+                        at_ms, "one owner", f"{job} epoch {epoch} does step {step} after epoch {highest[job]} started"
+                    )
+            case Gone(_, node, job, epoch):
+                alive.pop((node, job, epoch), None)
+
+
+@dataclass(slots=True)
+class _Ownership:
+    """What is known of one job's ownership. ``valid``: the (node, epoch) pairs for which a renewal may be acknowledged
+    -> until when that was so (None: it still is)."""
+
+    epoch: Epoch | None = None
+    nodes: dict[Epoch, str] = field(default_factory=dict)
+    revoked: dict[Epoch, int] = field(default_factory=dict)
+    stopped: dict[Epoch, int] = field(default_factory=dict)
+    valid: dict[tuple[str, Epoch], int | None] = field(default_factory=dict)
+
+
+def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
+    """A job gets a new epoch, and starts, only after its last one was confirmed stopped, or R after the commit of the
+    intent to revoke it; only the owner starts it; an intent stays until the epoch is over; a renewal is acknowledged
+    only for an epoch that owned the job without intent less than S ago."""
+    jobs: dict[JobId, _Ownership] = {}
+    for moment in moments:
+        now = moment.at_ms
+        for change in _global(moment, "ownership"):
+            yield from _owned(jobs.setdefault(JobId(change.name), _Ownership()), change, now, settings)
+        for change in _global(moment, "runs"):
+            run: RunRecord | None = change.new
+            if run is not None and run.phase is RunPhase.EXITED and run.stop_confirmed:
+                jobs.setdefault(run.job, _Ownership()).stopped.setdefault(run.epoch, now)
+            before: RunRecord | None = change.old
+            if before is not None and before.phase is RunPhase.EXITED and (run is None or run != before):
+                yield Violation(now, "takeover", f"the run {change.name} changes after it has ended")
+        match moment.entry:
+            case Started(_, node, job, epoch):
+                owner = jobs.get(job, _Ownership())
+                if owner.nodes.get(epoch) != node:
+                    yield Violation(now, "takeover", f"{node} starts {job} epoch {epoch}, which it never owned")
+                for older in sorted(owner.nodes):
+                    if older < epoch and not _over(owner, older, now, settings):
+                        yield Violation(
+                            now, "takeover", f"{job} epoch {epoch} starts on {node}, and epoch {older} may still live"
+                        )
+            case Renewed(_, replica, node, job, epoch):
+                owner = jobs.get(job, _Ownership())
+                until = owner.valid.get((node, epoch), -1)
+                if until is not None and (until < 0 or now - until >= settings.timings.stale_ms):
+                    when = f"since {now - until} ms" if until >= 0 else "and never was"
+                    yield Violation(
+                        now,
+                        "takeover",
+                        f"{replica} acknowledges {job} epoch {epoch} to {node}, which is not its to renew {when}",
+                    )
+
+
+def _owned(owner: _Ownership, change: Changed, now: int, settings: Settings) -> Iterator[Violation]:
+    record: OwnershipRecord | None = change.new
+    if record is None:
+        yield Violation(now, "takeover", f"the ownership of {change.name} is deleted")
+        return
+    old: OwnershipRecord | None = change.old
+    if old is not None and record.epoch < old.epoch:
+        yield Violation(now, "takeover", f"the epoch of {record.job} falls from {old.epoch} to {record.epoch}")
+    elif old is not None and record.epoch == old.epoch:
+        if (record.node, record.devices) != (old.node, old.devices):
+            yield Violation(now, "takeover", f"epoch {record.epoch} of {record.job} moves from {old.node}")
+        if old.revoke is not None and record.revoke is None:
+            yield Violation(now, "takeover", f"the intent to revoke epoch {record.epoch} of {record.job} is withdrawn")
+    elif old is not None and not _over(owner, old.epoch, now, settings):
+        yield Violation(
+            now, "takeover", f"{record.job} is given epoch {record.epoch} while epoch {old.epoch} may still live"
+        )
+    for place, until in owner.valid.items():
+        if until is None:
+            owner.valid[place] = now
+    if record.revoke is None:
+        owner.valid[record.node, record.epoch] = None
+    else:
+        owner.revoked.setdefault(record.epoch, now)
+    owner.epoch = record.epoch
+    owner.nodes[record.epoch] = record.node
+
+
+def _over(owner: _Ownership, epoch: Epoch, now: int, settings: Settings) -> bool:
+    if owner.stopped.get(epoch, now + 1) <= now:
+        return True
+    revoked = owner.revoked.get(epoch)
+    return revoked is not None and now - revoked >= settings.timings.takeover_ms
+
+
+def heads(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
+    """The newest checkpoint of a job never goes back, names only what each region it names has stored, and is moved
+    only by the epoch that owns the job, in a transaction that compares the ownership."""
+    stored: set[tuple[str, JobId, int, str]] = set()
+    checkpoints: dict[str, CheckpointRecord | None] = {}
+    owners: dict[JobId, tuple[Epoch, int]] = {}
+    for moment in moments:
+        if isinstance(moment.entry, Stored):
+            stored.add((moment.entry.region, moment.entry.job, moment.entry.step, moment.entry.digest))
+        for change in _global(moment, "checkpoints"):
+            checkpoints[change.key] = change.new
+        for change in _global(moment, "heads"):
+            yield from _head(moment, change, stored, checkpoints, owners)
+        for change in _global(moment, "ownership"):
+            assert isinstance(moment.entry, Commit)
+            if change.new is not None:
+                owners[change.new.job] = (change.new.epoch, moment.entry.revision)
+
+
+def _head(
+    moment: Moment,
+    change: Changed,
+    stored: set[tuple[str, JobId, int, str]],
+    checkpoints: dict[str, CheckpointRecord | None],
+    owners: dict[JobId, tuple[Epoch, int]],
+) -> Iterator[Violation]:
+    now, head, old = moment.at_ms, change.new, change.old
+    if head is None:
+        yield Violation(now, "head", f"the head of {change.name} is deleted")
+        return
+    assert isinstance(head, HeadRecord) and isinstance(moment.entry, Commit)
+    name = f"{head.job} step {head.step} ({head.digest[:12]})"
+    for region in head.regions:
+        if (region, head.job, head.step, head.digest) not in stored:
+            yield Violation(now, "head", f"the head names {name} in {region}, which has not stored it")
+    if old is not None and (head.step, head.epoch, head.digest) == (old.step, old.epoch, old.digest):
+        if not set(old.regions) <= set(head.regions):
+            yield Violation(now, "head", f"the head {name} loses a region")
+        return
+    if old is not None and (head.step <= old.step or head.epoch < old.epoch):
+        yield Violation(
+            now, "head", f"the head goes from step {old.step} of {old.epoch} to {head.step} of {head.epoch}"
+        )
+    record = checkpoints.get(KEYS.checkpoint(head.job, head.step))
+    if record is None or record.digest != head.digest:
+        yield Violation(now, "head", f"the head names {name}, of which there is no checkpoint record")
+    epoch, revision = owners.get(head.job, (Epoch(0, 0), 0))
+    if head.epoch != epoch:
+        yield Violation(now, "head", f"epoch {head.epoch} moves the head to {name} while epoch {epoch} owns the job")
+    compared = any(
+        held.key == KEYS.ownership(head.job) and held.revision == revision and not held.create
+        for held in moment.entry.guards
+    )
+    if not compared:
+        yield Violation(now, "head", f"the head moves to {name} without comparing the ownership")
+
+
+def _global(moment: Moment, kind: str) -> Iterator[Changed]:
+    if isinstance(moment.entry, Commit) and moment.entry.store == GLOBAL_STORE:
+        yield from (change for change in moment.changes if change.kind == kind)
+
+
+ALL: tuple[Checker, ...] = (
+    one_owner,
+    takeover,
+    heads,
+    bookkeeping.acknowledged_once,
+    bookkeeping.leaders_guarded,
+    bookkeeping.never_too_much,
+    bookkeeping.drains_cite_evidence,
+    bookkeeping.ledger_balances,
+)

@@ -1,0 +1,401 @@
+"""Scenarios: what is done to a simulated grid, and what must have come of it besides the invariants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from chaos.simulate.executor import SimJob, loss_of, state_after
+from chaos.simulate.grid import NotSeen, Shape, SimGrid
+from chaos.simulate.history import GLOBAL_STORE, Gone, History, Started, Stepped
+from chaos.simulate.invariants import check
+from chaos.simulate.loop import run_virtual
+from chaos.simulate.store import FaultRates
+from chaos.simulate.violation import Violation
+from gridkeeper.ids import DeviceId, JobId, NodeId
+from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.records.books import AccountRecord
+from gridkeeper.records.faults import DrainRecord, DrainState, IncidentRecord
+from gridkeeper.records.fleet import HealthRecord, HealthState, LivenessRecord, NodeState
+from gridkeeper.records.jobs import (
+    HeadRecord,
+    JobRecord,
+    JobState,
+    MigrationRecord,
+    MigrationState,
+    OwnershipRecord,
+    ReservationRecord,
+    RunRecord,
+)
+from gridkeeper.snapshot import Settings
+from gridkeeper.v1 import records_pb2
+
+JOB = JobId("train")
+STEPS = 160
+STEP_MS = 100
+EVERY = 20
+DEVICES = 4
+STEADY_MS = 20_000
+SOON_MS = 60_000
+"""Architecture §4.8: R + 60 s after the last fault everything has found its end; the stories' faults are few."""
+LIMIT_S = 600
+ECC_STEP = 25
+ECC_EVERY_MS = 250
+REMAP_AFTER_MS = 1_500
+
+ROUGH = FaultRates(refused=0.01, request_lost=0.005, reply_lost=0.005, late=0.005, late_ms=3_000)
+"""Of every hundred calls to a store between two and three go wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``detail``: what was found."""
+
+    text: str
+    true: bool
+    detail: str = ""
+
+
+Play = Callable[[SimGrid], Awaitable[tuple[Claim, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    name: str
+    title: str
+    play: Play
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to. ``good``: every claim is true and no invariant was violated."""
+
+    story: str
+    seed: int
+    history: History
+    claims: tuple[Claim, ...]
+    violations: tuple[Violation, ...]
+
+    @property
+    def good(self) -> bool:
+        return not self.violations and all(claim.true for claim in self.claims)
+
+
+def run(name: str, seed: int, rough: bool = False) -> Outcome:
+    """Play a story of ``STORIES`` from a seed. ``rough``: on stores that fail now and then. Raises ``KeyError`` for a
+    name that is none, ``TimeoutError`` if it does not end, and what ended a daemon that nobody ended."""
+    story = STORIES[name]
+    shape = Shape(jobs={JOB: SimJob(STEP_MS, EVERY, STEPS)}, weather=ROUGH if rough else FaultRates())
+    settings = Settings(shape.timings, shape.policy)
+
+    async def main() -> Outcome:
+        async with SimGrid(f"{name}/{seed}", shape) as grid:
+            try:
+                claims = await story.play(grid)
+            except NotSeen as error:
+                claims = (Claim("everything came in time", False, str(error)),)
+            history = History(list(grid.history))
+        return Outcome(name, seed, history, claims, check(history, settings))
+
+    return run_virtual(main(), LIMIT_S)
+
+
+# -- stories
+
+
+async def planned_move(grid: SimGrid) -> tuple[Claim, ...]:
+    """A device has a row remap pending and its corrected errors rise."""
+    owner = await _steady(grid)
+    device = _pick(grid, owner)
+    grid.set_metrics(device, remap_pending=1)
+    async with _background(_rising_errors(grid, device)):
+        await _moved(grid, device, owner)
+    await _finished(grid)
+    counts = Counter(entry.step for entry in _steps(grid))
+    twice = sorted(step for step, count in counts.items() if count > 1)
+    return (*await _end_of_move(grid, device, owner), Claim("no step is done twice", not twice, f"{twice[:5]}"))
+
+
+async def crash(grid: SimGrid) -> tuple[Claim, ...]:
+    """An uncorrectable memory error kills the job's process."""
+    owner = await _steady(grid)
+    device = _pick(grid, owner)
+    pid = await grid.pid(owner.node, JOB)
+    grid.set_metrics(device, ecc_uncorrected=1)
+    grid.xid(device, 48)
+    grid.xid(device, 94, pid=pid)
+    grid.crash_job(JOB)
+    async with _background(_row_remapped(grid, device)):
+        await _moved(grid, device, owner)
+    await _finished(grid)
+    counts = Counter(entry.step for entry in _steps(grid))
+    redone = sum(count - 1 for count in counts.values())
+    return (
+        *await _end_of_move(grid, device, owner),
+        Claim("at most one checkpoint interval is redone", redone <= EVERY, f"{redone} steps"),
+    )
+
+
+async def node_lost(grid: SimGrid) -> tuple[Claim, ...]:
+    """A node loses power: unreachable, its job recovered after R, its devices not drained; then it comes back."""
+    owner = await _steady(grid)
+    await grid.kill_node(owner.node)
+    await _recovered(grid, owner)
+    silent = grid.one(owner.region, RegionKeys(owner.region).liveness(owner.node), LivenessRecord)
+    states = _health(grid, owner)
+    grid.boot_node(owner.node)
+    await _finished(grid)
+    await grid.until(lambda: _is_alive(grid, owner), f"{owner.node} alive again", SOON_MS)
+    await grid.until(lambda: _all_known(grid, owner), f"the devices of {owner.node} known again", SOON_MS)
+    return (
+        *await _end(grid),
+        *_took_over(grid, owner),
+        _nothing_drained(grid),
+        Claim(
+            "the node was unreachable, not failed", silent is not None and silent.state is NodeState.UNREACHABLE,
+            silent.reason if silent else "no record",
+        ),
+        Claim("its devices were unknown meanwhile", states == {"unknown"}, ", ".join(sorted(states))),
+    )  # fmt: skip
+
+
+async def agent_frozen(grid: SimGrid) -> tuple[Claim, ...]:
+    """An agent is stopped without ending: its guardian ends the job at the deadline, before anyone starts it elsewhere;
+    the agent that wakes up later starts nothing."""
+    owner = await _steady(grid)
+    grid.freeze_agent(owner.node)
+    await _recovered(grid, owner)
+    grid.thaw_agent(owner.node)
+    await _finished(grid)
+    await grid.until(lambda: _is_alive(grid, owner), f"{owner.node} alive again", SOON_MS)
+    starts = [entry for entry in grid.history if isinstance(entry, Started)]
+    ends = [entry for entry in grid.history if isinstance(entry, Gone) and entry.epoch == owner.epoch]
+    before = bool(ends) and all(ends[0].at_ms <= start.at_ms for start in starts[1:])
+    return (
+        *await _end(grid),
+        *_took_over(grid, owner),
+        _nothing_drained(grid),
+        Claim("the old epoch was gone before the new one started", before, f"{len(ends)} ends, {len(starts)} starts"),
+    )
+
+
+STORIES: dict[str, Story] = {
+    story.name: story
+    for story in (
+        Story("planned-move", "a row remap is pending and corrected errors rise", planned_move),
+        Story("crash", "an uncorrectable memory error kills the process", crash),
+        Story("node-lost", "a node loses power, and comes back", node_lost),
+        Story("agent-frozen", "an agent is frozen, and thaws", agent_frozen),
+    )
+}
+
+
+# -- faults
+
+
+@asynccontextmanager
+async def _background(work: Awaitable[None]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _rising_errors(grid: SimGrid, device: DeviceId) -> None:
+    while True:
+        grid.set_metrics(device, ecc_corrected=grid.metric(device, "ecc_corrected") + ECC_STEP)
+        await grid.clock.sleep(ECC_EVERY_MS)
+
+
+async def _row_remapped(grid: SimGrid, device: DeviceId) -> None:
+    await grid.clock.sleep(REMAP_AFTER_MS)
+    grid.set_metrics(device, remapped_uncorrected=1, remap_pending=1)
+    grid.xid(device, 63)
+
+
+def _pick(grid: SimGrid, owner: OwnershipRecord) -> DeviceId:
+    """One of the job's devices, by the seed."""
+    return owner.devices[int(grid.rng.uniform(0, len(owner.devices)))]
+
+
+# -- waiting
+
+
+async def _steady(grid: SimGrid) -> OwnershipRecord:
+    """Submitted, running, one checkpoint verified, and somewhere before the one after the next, by the seed."""
+    spec = records_pb2.JobSpec(
+        name=JOB,
+        command=["train", "--steps", str(STEPS)],
+        devices=DEVICES,
+        prefer_other_region=True,
+        handles_sigusr1=True,
+        grace_ms=10_000,
+        max_restarts=3,
+    )
+    await grid.submit(spec)
+
+    def stored() -> OwnershipRecord | None:
+        job = grid.one(GLOBAL_STORE, KEYS.job(JOB), JobRecord)
+        head = grid.one(GLOBAL_STORE, KEYS.head(JOB), HeadRecord)
+        return grid.owner(JOB) if job and job.state is JobState.RUNNING and head else None
+
+    owner = await grid.until(stored, f"the first verified checkpoint of {JOB}", STEADY_MS)
+    wanted = EVERY + 5 + int(grid.rng.uniform(0, EVERY - 10))
+    await grid.until(lambda: _last_step(grid) >= wanted, f"step {wanted} of {JOB}", STEADY_MS)
+    return owner
+
+
+async def _moved(grid: SimGrid, device: DeviceId, old: OwnershipRecord) -> None:
+    """The device is drained and the job runs elsewhere."""
+
+    def moved() -> bool:
+        drains, moves = _drains(grid, device), _moves(grid)
+        return bool(
+            drains and drains[-1].state is DrainState.DRAINED and moves and moves[-1].state is MigrationState.DONE
+        )
+
+    await grid.until(moved, f"{device} drained and {JOB} moved", SOON_MS)
+
+
+async def _recovered(grid: SimGrid, old: OwnershipRecord) -> None:
+    def recovered() -> bool:
+        moves = _moves(grid)
+        return bool(moves and moves[-1].state is MigrationState.DONE)
+
+    await grid.until(recovered, f"{JOB} running elsewhere", SOON_MS)
+
+
+async def _finished(grid: SimGrid) -> None:
+    def ended() -> bool:
+        job = grid.one(GLOBAL_STORE, KEYS.job(JOB), JobRecord)
+        return job is not None and job.state in (JobState.SUCCEEDED, JobState.FAILED)
+
+    await grid.until(ended, f"the end of {JOB}", SOON_MS)
+
+
+# -- looking
+
+
+def _last_step(grid: SimGrid) -> int:
+    """Of the newest step entry."""
+    return next((entry.step for entry in reversed(grid.history.entries) if isinstance(entry, Stepped)), -1)
+
+
+def _steps(grid: SimGrid) -> list[Stepped]:
+    return [entry for entry in grid.history if isinstance(entry, Stepped)]
+
+
+def _drains(grid: SimGrid, device: DeviceId) -> tuple[DrainRecord, ...]:
+    region, keys = grid.region_of(device)
+    found = (d for d in grid.all(region, keys.prefix("drains"), DrainRecord) if d.device == device)
+    return tuple(sorted(found, key=lambda drain: drain.planned_ms))
+
+
+def _moves(grid: SimGrid) -> tuple[MigrationRecord, ...]:
+    """Migrations of the job away from somewhere."""
+    every = grid.all(GLOBAL_STORE, KEYS.prefix("migrations"), MigrationRecord)
+    return tuple(sorted((m for m in every if m.source_node), key=lambda move: move.requested_ms))
+
+
+def _health(grid: SimGrid, owner: OwnershipRecord) -> set[str]:
+    keys = RegionKeys(owner.region)
+    found = (grid.one(owner.region, keys.health(device), HealthRecord) for device in owner.devices)
+    return {record.state.value if record else "none" for record in found}
+
+
+def _is_alive(grid: SimGrid, owner: OwnershipRecord) -> bool:
+    record = grid.one(owner.region, RegionKeys(owner.region).liveness(owner.node), LivenessRecord)
+    return record is not None and record.state is NodeState.ALIVE
+
+
+def _all_known(grid: SimGrid, owner: OwnershipRecord) -> bool:
+    return HealthState.UNKNOWN.value not in _health(grid, owner)
+
+
+# -- claims
+
+
+async def _end_of_move(grid: SimGrid, device: DeviceId, old: OwnershipRecord) -> tuple[Claim, ...]:
+    region, keys = grid.region_of(device)
+    incidents = [i for i in grid.all(region, keys.prefix("incidents"), IncidentRecord) if i.subject == device]
+    every = [d for name in grid.shape.regions for d in _all_drains(grid, name)]
+    moves = _moves(grid)
+    measured = [move for move in moves if move.rto_ms >= 0 and move.rpo_steps >= 0]
+    accounts = {f"device/{device}": region, f"region/{region}": region, f"job/{JOB}": GLOBAL_STORE}
+    known = [scope for scope, store in accounts.items() if _account(grid, store, keys, scope)]
+    return (
+        *await _end(grid),
+        *_two_epochs(grid, old, other_region=True),
+        Claim("one incident for the device", len(incidents) == 1, f"{[i.id for i in incidents]}"),
+        Claim("one drain in the grid", len(every) == 1 and every[0].device == device, f"{[d.id for d in every]}"),
+        Claim("one migration, with RPO and RTO", len(moves) == len(measured) == 1, f"{[m.id for m in moves]}"),
+        Claim("the ledger knows device, region and job", len(known) == 3, ", ".join(known)),
+    )
+
+
+def _account(grid: SimGrid, store: str, keys: RegionKeys, scope: str) -> AccountRecord | None:
+    key = KEYS.account(scope) if store == GLOBAL_STORE else keys.account(scope)
+    return grid.one(store, key, AccountRecord)
+
+
+def _all_drains(grid: SimGrid, region: str) -> tuple[DrainRecord, ...]:
+    keys = next(RegionKeys(r) for r in grid.checkpoints if r == region)
+    return grid.all(region, keys.prefix("drains"), DrainRecord)
+
+
+def _nothing_drained(grid: SimGrid) -> Claim:
+    drains = [d.id for name in grid.shape.regions for d in _all_drains(grid, name)]
+    return Claim("nothing was drained", not drains, ", ".join(drains))
+
+
+def _two_epochs(grid: SimGrid, old: OwnershipRecord, other_region: bool) -> tuple[Claim, ...]:
+    starts = [entry for entry in grid.history if isinstance(entry, Started)]
+    where = ", ".join(f"{s.epoch} on {s.node} at {s.at_ms} ms" for s in starts)
+    regions = {grid.hosts[NodeId(s.node)].region for s in starts}
+    return (
+        Claim("the job ran in two epochs, on two nodes", len({s.node for s in starts}) == len(starts) == 2, where),
+        Claim("it went to the other region", len(regions) == 2 or not other_region, ", ".join(sorted(regions))),
+    )
+
+
+def _took_over(grid: SimGrid, old: OwnershipRecord) -> tuple[Claim, ...]:
+    moves = _moves(grid)
+    return (
+        *_two_epochs(grid, old, other_region=True),
+        Claim("one migration", len(moves) == 1, ", ".join(m.id for m in moves)),
+    )
+
+
+async def _end(grid: SimGrid) -> tuple[Claim, ...]:
+    """The job is as if nothing had happened, and nothing is left behind."""
+    job = grid.one(GLOBAL_STORE, KEYS.job(JOB), JobRecord)
+    runs = grid.all(GLOBAL_STORE, KEYS.prefix("runs"), RunRecord)
+    last = max(runs, key=lambda run: run.epoch, default=None)
+    wanted = loss_of(state_after(JOB, STEPS - 1))
+    missing = set(range(STEPS)) - {entry.step for entry in _steps(grid)}
+
+    def held() -> list[ReservationRecord]:
+        stores = ((str(r), RegionKeys(r).prefix("reservations")) for r in grid.checkpoints)
+        return [record for store, prefix in stores for record in grid.all(store, prefix, ReservationRecord)]
+
+    try:
+        await grid.until(lambda: not held(), "no reservation left", SOON_MS)
+        left = ""
+    except NotSeen:
+        left = ", ".join(f"{record.job} on {record.node}" for record in held())
+    return (
+        Claim("the job succeeded", job is not None and job.state is JobState.SUCCEEDED, job.reason if job else "none"),
+        Claim(f"all {STEPS} steps are done", not missing, f"{len(missing)} missing"),
+        Claim(
+            "the final loss is the undisturbed run's, to the last bit",
+            last is not None and last.last_loss == wanted,
+            f"{last.last_loss if last else None!r}, undisturbed {wanted!r}",
+        ),
+        Claim("no reservation is left", not left, left),
+    )
