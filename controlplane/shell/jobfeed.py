@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from failover.domain.fencing import Refusal, command_for, commit_head, may_acknowledge
-
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.runs import epoch_message, epoch_of, run_record, worth_writing
 from controlplane.shell.session import AgentStream
 from controlplane.shell.states import global_state
+from failover.domain.fencing import Refusal, command_for, commit_head, may_acknowledge
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT, Decision, Put, Versioned
 from gridkeeper.ids import Epoch, JobId, RegionId, ReplicaId, slot_of
@@ -123,9 +122,15 @@ class JobFeed:
         for workload in stream.report.workloads if stream.report else ():
             epoch = epoch_of(workload.epoch)
             name = f"{workload.job}@{epoch}"
-            if name not in wanted:
+            if name not in wanted and not self._behind(JobId(workload.job), epoch):
                 wanted[name] = self._over(workload, epoch)
         return wanted
+
+    def _behind(self, job: JobId, epoch: Epoch) -> bool:
+        """The agent knows of a newer epoch than the mirror: nothing may be concluded from what the mirror shows, and a
+        stop would be final. An epoch that truly is nobody's is ended by its missing renewals."""
+        owner = self._world.kind("ownership").get(job)
+        return owner is None or owner.record.epoch < epoch
 
     def _command(self, owner: OwnershipRecord) -> Command:
         return Command(
@@ -213,6 +218,11 @@ class JobFeed:
         def ack(committed: bool, refusal: str = "") -> CheckpointAck:
             return CheckpointAck(job=job, epoch=ready.epoch, step=ready.step, committed=committed, refusal=refusal)
 
+        if self._behind(job, epoch):
+            return None
+        owner = self._world.kind("ownership").get(job)
+        if owner is None or owner.record.node != stream.node:
+            return ack(False, f"{job} is not owned by {stream.node}")
         head = self._world.kind("heads").get(job)
         if head and head.record.step == ready.step and head.record.digest == ready.digest:
             return ack(True)
@@ -220,9 +230,6 @@ class JobFeed:
             manifest = await self._checkpoints.verify(job, ready.step, ready.digest)
         except CheckpointError as error:
             return ack(False, str(error))
-        owner = self._world.kind("ownership").get(job)
-        if owner is None or owner.record.node != stream.node:
-            return ack(False, f"{job} is not owned by {stream.node}")
         outcome = commit_head(
             job=job,
             epoch=epoch,

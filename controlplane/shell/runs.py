@@ -14,6 +14,8 @@ from gridkeeper.v1.agent_pb2 import Workload
 STEP_EVERY_MS = 2_000
 """A run that only made progress is rewritten at most this often: etcd holds facts, not telemetry."""
 MAX_REASON = 512
+MAX_AGE_MS = 366 * 24 * 3600 * 1000
+"""Ages beyond this are of no honest agent; cut, they still make a date that everybody can show."""
 
 
 class BadWorkload(ValueError):
@@ -48,7 +50,7 @@ def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node
     ended = phase is RunPhase.EXITED
 
     def kept(before: int, age_ms: int, happened: bool) -> int:
-        return before or (wall_ms - max(0, age_ms) if happened else 0)
+        return before or (wall_ms - min(max(0, age_ms), MAX_AGE_MS) if happened else 0)
 
     last_step_ms = old.last_step_ms if old and old.last_step == workload.last_step else 0
     return RunRecord(

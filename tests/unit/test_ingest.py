@@ -3,136 +3,25 @@ stream that it came on."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from chaos.simulate.checkpoints import MemoryTree, SimCheckpointStore
-from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.loop import run_virtual
-from chaos.simulate.network import SimAgentSession, SimNetwork
-from chaos.simulate.store import SimCluster
-from controlplane.shell.replica import Ports, Replica
 from gridkeeper import codec
-from gridkeeper.ids import JobId, NodeId, RegionId, ReplicaId
-from gridkeeper.keys import RegionKeys
-from gridkeeper.ports.jobs import Manifest
 from gridkeeper.ports.link import LinkClosed, LinkRefused
-from gridkeeper.ports.store import PutOp
-from gridkeeper.records.fleet import DeviceRecord, EventRecord, SessionRecord
-from gridkeeper.snapshot import Settings
-from gridkeeper.telemetry import METRICS, SCHEMA_VERSION
+from gridkeeper.records.fleet import DeviceRecord
+from gridkeeper.telemetry import METRICS
 from gridkeeper.timings import SHORT
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import (
-    AgentEvent,
     AgentFrame,
-    CheckpointReady,
-    ControlFrame,
     DeviceInfo,
-    EventBatch,
     Heartbeat,
-    Hello,
     Renewal,
     RenewalItem,
     Telemetry,
 )
-
-EAST = RegionId("east")
-KEYS = RegionKeys(EAST)
-
-
-def hello(node: str = "n1", **changes: object) -> AgentFrame:
-    values: dict[str, object] = {
-        "node": node,
-        "region": "east",
-        "rack": "r1",
-        "boot_id": "boot",
-        "spool": "spool1",
-        "agent_version": "0",
-        "metric_schema": SCHEMA_VERSION,
-        "devices": [DeviceInfo(slot=f"gpu{i}", uuid=f"GPU-{node}-{i}", vendor="nvidia") for i in range(2)],
-    }
-    values.update(changes)
-    return AgentFrame(hello=Hello(**values))  # type: ignore[arg-type]
-
-
-def xid(sequence: int, **changes: object) -> AgentEvent:
-    values: dict[str, object] = {
-        "sequence": sequence,
-        "slot": "gpu0",
-        "kind": records_pb2.EVENT_KIND_XID,
-        "code": 13,
-        "message": "NVRM: Xid 13",
-        "sources": ["nvml"],
-        "count": 1,
-        "age_ms": 5,
-    }
-    values.update(changes)
-    return AgentEvent(**values)  # type: ignore[arg-type]
-
-
-def events(*items: AgentEvent) -> AgentFrame:
-    return AgentFrame(events=EventBatch(events=items))
-
-
-class Bench:
-    """Two replicas of one region on one simulated cluster."""
-
-    def __init__(self) -> None:
-        self.clock = SimClock(asyncio.get_running_loop())
-        self.cluster = SimCluster(self.clock, SimRng(1))
-        self.network = SimNetwork(self.clock, SimRng(2))
-        self.replicas: list[Replica] = []
-        self.checkpoints: list[SlowToVerify] = []
-        self.reader = self.cluster.client("test")
-        for name in ("a", "b"):
-            store = self.cluster.client(name)
-            self.checkpoints.append(SlowToVerify(MemoryTree()))
-            checkpoints = {EAST: self.checkpoints[-1]}
-            ports = Ports(self.clock, SimRng(name), store, self.cluster.client(f"{name}-global"), checkpoints)
-            replica = Replica(EAST, ReplicaId(name), name, ports, Settings(timings=SHORT))
-            self.replicas.append(replica)
-            self.network.listen(name, replica.ingest.serve)
-
-    async def open(self, frame: AgentFrame, to: str = "a", node: str = "n1") -> SimAgentSession:
-        session = await self.network.connect(node, "east", to)
-        await session.send(frame)
-        return session
-
-    async def stored(self) -> list[EventRecord]:
-        page = await self.reader.range(KEYS.prefix("events"))
-        return [codec.decode(EventRecord, kv.value) for kv in page.items]
-
-    async def session_open(self, node: str) -> bool:
-        kv, _ = await self.reader.get(KEYS.prefix("sessions") + node)
-        return kv is not None and codec.decode(SessionRecord, kv.value).open
-
-
-async def until(session: SimAgentSession, frame: str) -> ControlFrame:
-    """The next frame of a kind."""
-    while True:
-        got = await session.receive()
-        if got.WhichOneof("frame") == frame:
-            return got
-
-
-@asynccontextmanager
-async def bench() -> AsyncIterator[Bench]:
-    b = Bench()
-    running = [asyncio.ensure_future(r.run()) for r in b.replicas]
-    await asyncio.gather(*(r.local.wait_loaded() for r in b.replicas))
-    try:
-        yield b
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await b.cluster.close()
+from tests.unit.ingestbench import KEYS, bench, events, hello, until, xid
 
 
 def test_acknowledged_events_are_in_the_store_exactly_once_whatever_is_sent_again() -> None:
@@ -332,138 +221,3 @@ def test_a_stream_that_is_cancelled_while_it_closes_still_leaves_its_session_clo
             assert not await b.session_open("n1")
 
     run_virtual(main())
-
-
-def _left_open(replica: str) -> SessionRecord:
-    return SessionRecord(NodeId("n1"), ReplicaId(replica), "gone", True, 1)
-
-
-def test_a_session_that_no_stream_holds_is_closed_by_the_replica_that_it_names() -> None:
-    """Left by an earlier process of the same name, or by an agent that vanished before its welcome: open, it would keep
-    a dead node alive for ever. Another replica's is none of ours."""
-
-    async def main() -> None:
-        async with bench() as b:
-            for node, replica in (("n1", "a"), ("n2", "c")):
-                record = replace(_left_open(replica), node=NodeId(node))
-                await b.reader.txn([], [PutOp(KEYS.session(NodeId(node)), codec.encode(record))])
-            await b.clock.sleep(SHORT.unreachable_ms * 2)
-            assert not await b.session_open("n1")
-            assert await b.session_open("n2")
-
-    run_virtual(main())
-
-
-def test_an_agent_that_vanishes_before_its_welcome_is_not_alive_for_ever() -> None:
-    async def main() -> None:
-        async with bench() as b:
-            ends: list[str] = []
-            link = Vanishing(hello(), ends)
-            await b.replicas[0].ingest.serve(link)
-            assert ends == ["welcome"]
-            await b.clock.sleep(SHORT.unreachable_ms * 2)
-            assert not await b.session_open("n1")
-            assert NodeId("n1") not in b.replicas[0].ingest.streams
-
-    run_virtual(main())
-
-
-class Vanishing:
-    """A link whose agent says hello and is gone."""
-
-    node, region = "n1", "east"
-
-    def __init__(self, first: AgentFrame, ends: list[str]) -> None:
-        self._first = first
-        self._ends = ends
-
-    async def receive(self) -> AgentFrame:
-        return self._first
-
-    async def send(self, frame: ControlFrame) -> None:
-        self._ends.append(str(frame.WhichOneof("frame")))
-        raise LinkClosed("gone")
-
-    async def refuse(self, reason: str) -> None:
-        self._ends.append(reason)
-
-
-def test_a_stream_is_over_once_its_node_has_said_hello_to_another_replica() -> None:
-    """Its connection may not notice for hours; held on, its rows would go stale and be found silent."""
-
-    async def main() -> None:
-        async with bench() as b:
-            await until(await b.open(hello(), to="a"), "welcome")
-            assert NodeId("n1") in b.replicas[0].ingest.streams
-            await until(await b.open(hello(), to="b"), "welcome")
-            await b.clock.sleep(SHORT.unreachable_ms)
-            assert NodeId("n1") not in b.replicas[0].ingest.streams
-            assert NodeId("n1") in b.replicas[1].ingest.streams
-
-    run_virtual(main())
-
-
-def test_renewals_are_answered_while_events_wait_for_the_region_store() -> None:
-    """Renewals rest on the global store. An agent has up to 256 events under way, one a frame if they come singly."""
-
-    async def main() -> None:
-        async with bench() as b:
-            session = await b.open(hello())
-            await until(session, "welcome")
-            b.cluster.client("a").partition()
-            for sequence in range(1, 257):
-                await session.send(events(xid(sequence)))
-            await session.send(AgentFrame(renewal=Renewal(id=7)))
-            async with asyncio.timeout(SHORT.fence_ms / 1000):
-                assert (await until(session, "renewal_ack")).renewal_ack.id == 7
-            b.cluster.client("a").heal()
-            while (await until(session, "event_ack")).event_ack.sequence < 256:
-                pass
-            assert len(await b.stored()) == 256
-
-    run_virtual(main())
-
-
-def test_more_events_than_any_honest_agent_sends_end_the_stream_and_hold_no_memory() -> None:
-    async def main() -> None:
-        async with bench() as b:
-            session = await b.open(hello())
-            await until(session, "welcome")
-            b.cluster.client("a").partition()
-            big = "x" * (1 << 20)
-            for sequence in range(1, 10):
-                await session.send(events(xid(sequence, message=big)))
-            with pytest.raises(LinkRefused, match="events"):
-                while True:
-                    await session.receive()
-
-    run_virtual(main())
-
-
-def test_renewals_are_answered_while_a_large_checkpoint_is_verified() -> None:
-    """An announcement is repeated each second until it is answered; verifying terabytes takes longer than a minute."""
-
-    async def main() -> None:
-        async with bench() as b:
-            b.checkpoints[0].slow = asyncio.Event()
-            session = await b.open(hello())
-            await until(session, "welcome")
-            ready = CheckpointReady(job="j", epoch=records_pb2.Epoch(generation=1, number=1), step=1, digest="0" * 64)
-            for _ in range(200):
-                await session.send(AgentFrame(checkpoint=ready))
-            await session.send(AgentFrame(renewal=Renewal(id=7)))
-            async with asyncio.timeout(SHORT.fence_ms / 1000):
-                assert (await until(session, "renewal_ack")).renewal_ack.id == 7
-            b.checkpoints[0].slow.set()
-            assert not (await until(session, "checkpoint_ack")).checkpoint_ack.committed
-
-    run_virtual(main())
-
-
-class SlowToVerify(SimCheckpointStore):
-    slow: asyncio.Event | None = None
-
-    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
-        if self.slow:
-            await self.slow.wait()
-        return await super().verify(job, step, digest)
