@@ -2,7 +2,8 @@
 
 What spans both stores is a saga: devices are reserved here first (``decide_reservations``, region store), then offered
 (``decide_offers``, global store), and only then does the global leader move the ownership on to them, comparing the
-offer's revision. A reservation that its migration no longer wants is released.
+offer's revision. A reservation that its migration no longer wants, or that is no longer good, is released once its
+offer is gone: until then the ownership may move on to it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from failover.domain.fit import (
     unfit,
     usable,
 )
-from failover.domain.indexes import LANDED, active_migrations, unreadable, wants_to_run
+from failover.domain.indexes import LANDED, active_migrations, current_offer, is_active, unreadable, wants_to_run
 from failover.domain.regions import choose_region
 from failover.domain.requests import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
@@ -65,15 +66,29 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
             good = held is not None and held.record.migration == migration.id
             if held is not None and good and not unfit(state, spec, held, holders, blamed(state, world, migration)):
                 continue
+            if held is not None and _offered(world, held.record):
+                continue
             place = find_place(state, world, spec, migration, candidates, holders)
             if isinstance(place, Place):
                 decision = _reserve(state, job, migration, place, held, now)
                 _rehold(holders, job, held, place)
+        elif held is not None and _offered(world, held.record):
+            continue
         if decision is None:
             decision = _settle(state, world, job, held, holders, now)
         if decision is not None:
             decisions.append(decision)
     return tuple(decisions)
+
+
+def _offered(world: GlobalState, held: ReservationRecord) -> bool:
+    """The global leader may move the ownership on to these devices at any moment: the offer is withdrawn first
+    (``decide_offers``). Released before, they would look empty to a drain while a job is about to start on them."""
+    migration = world.migrations.get(held.migration)
+    if migration is None or not is_active(migration.record) or migration.record.state in LANDED:
+        return False
+    offer = current_offer(world, migration.record)
+    return offer is not None and not offer.record.refusal and bool(set(offer.record.devices) & set(held.devices))
 
 
 def _coming(state: RegionState, world: GlobalState) -> dict[JobId, Versioned[MigrationRecord]]:
@@ -189,6 +204,14 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
         put = Put(offer_key, answer, old.revision if old else ABSENT)
         decisions.append(Decision("place.offer", sentence, (put,), guards, name, (), migration.record.trace))
     return tuple(decisions)
+
+
+def _withdrawn(state: RegionState, old: Versioned[OfferRecord], migration: Guard, grant: Guard) -> Decision:
+    record = old.record
+    why = f"{', '.join(record.devices)} of {state.region} are no longer good for migration {record.migration}"
+    delete = Delete(KEYS.offer(record.migration), old.revision)
+    name = f"migration/{record.migration}"
+    return Decision("place.release", f"{why}: the offer is withdrawn", (delete,), (grant, migration), name)
 
 
 def _answer(

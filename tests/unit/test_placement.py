@@ -102,7 +102,16 @@ def test_what_is_not_known_to_be_good_gets_no_new_work(how: str) -> None:
 def test_a_reservation_that_is_no_longer_good_is_moved_before_it_is_used(how: str) -> None:
     grid = waiting({"east": {"east-1": 2, "east-2": 3}})
     assert place(grid) == ("east-1/gpu0", "east-1/gpu1")
+    place(grid)
+    offered = KEYS.offer(grid.migrations("train")[0].id)
+    assert grid.memory.record(offered).devices == ("east-1/gpu0", "east-1/gpu1")
     spoil(grid, how)
+    view = grid.leaders["east"]
+    view.look(grid.time_ms)
+    state, world = view.region(EAST), view.world()
+    assert decide_reservations(state, world, SETTINGS, grid.now("east")) == (), "the ownership may move there yet"
+    place(grid)
+    assert grid.memory.record(offered) is None, "the offer goes first"
     assert place(grid) == ("east-2/gpu0", "east-2/gpu1")
     grid.lead("east")
     [offer] = [r for k, (r, _, _) in grid.memory.items.items() if k.startswith(KEYS.prefix("offers"))]
