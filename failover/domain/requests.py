@@ -175,7 +175,7 @@ def _while_alive(
     if run.record.phase in (RunPhase.STOPPING, RunPhase.EXITED):
         limit = owner.spec.grace_ms + 2 * settings.timings.fence_ms
         waited = now.mono_ms - run.seen_ms
-        if migration is None and owner.desired is Desired.RUN and waited >= limit:
+        if owner.desired is Desired.RUN and waited >= limit:
             reason = f"epoch {owner.epoch} on {owner.node} is stopping for {waited} ms and its end is not confirmed"
             return Cause(MigrationKind.RECOVERY, reason, now.ledger_ms - waited, trace=owner.trace)
         return None

@@ -9,12 +9,12 @@ import pytest
 from failover.domain.jobs import decide_jobs
 from failover.domain.migrate import decide_migrations
 from failover.domain.requests import decide_requests
-from gridkeeper.decision import Decision
+from gridkeeper.decision import Decision, Put
 from gridkeeper.ids import DeviceId, FindingId, JobId, RegionId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Action, Scope, Severity
 from gridkeeper.records.faults import DrainState, FindingRecord, IncidentState
-from gridkeeper.records.jobs import JobState, MigrationKind, MigrationRecord, MigrationState
+from gridkeeper.records.jobs import JobState, MigrationKind, MigrationRecord, MigrationState, RunPhase
 from tests.unit.failover_world import SETTINGS, Grid, spec_of
 
 TRAIN, EAST = JobId("train"), RegionId("east")
@@ -211,6 +211,25 @@ def test_a_fenced_run_recovers_at_once_and_counts_nothing() -> None:
     assert born((decision,)).kind is MigrationKind.RECOVERY
     assert grid.apply(decision)
     assert grid.job("train").restarts == 0
+
+
+@pytest.mark.parametrize("landed", [False, True])
+def test_an_end_that_is_not_confirmed_is_fenced_also_before_the_first_step(landed: bool) -> None:
+    """A process in uninterruptible sleep: the job goes on elsewhere, R after its revoke intent."""
+    grid = running()
+    owner, migration = grid.owner("train"), grid.migrations("train")[-1]
+    key = KEYS.run(TRAIN, owner.epoch.generation, owner.epoch.number)
+    first = -1 if landed else 0
+    grid.memory.put(key, replace(grid.memory.record(key), phase=RunPhase.STOPPING, first_step=first))
+    if landed:
+        grid.memory.put(KEYS.migration(migration.id), replace(migration, state=MigrationState.STARTING))
+    assert requests(grid) == ()
+    grid.time_ms += owner.spec.grace_ms + 2 * SETTINGS.timings.fence_ms
+    decisions = requests(grid)
+    written = [w.record for w in decisions[0].writes if isinstance(w, Put)]
+    [born_now] = [r for r in written if isinstance(r, MigrationRecord) and r.id != migration.id]
+    assert born_now.kind is MigrationKind.RECOVERY
+    assert "not confirmed" in born_now.reason
 
 
 def test_one_crash_too_many_is_counted_and_fails_the_job() -> None:
