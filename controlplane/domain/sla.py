@@ -18,8 +18,9 @@ from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.books import AccountRecord, EntryRecord, Totals, UptimeClass
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
-BATCH = 30
-"""Accounts per transaction: with their entries well below etcd's 128 operations."""
+MAX_WRITES = 100
+"""Accounts and entries per transaction, below etcd's 128 operations. An account and its entries stay together: one per
+month that has ended, should nobody have led for so long."""
 
 MAX_REFS = 8
 
@@ -123,19 +124,20 @@ def _decide(
     decisions: list[Decision] = []
     draft, scopes = Draft(), []
     for scope, standing, old in books:
+        entries: tuple[EntryRecord, ...] = ()
         if old is None:
-            draft.put(account_key(scope), opened(scope, standing, now.ledger_ms), None)
+            account = opened(scope, standing, now.ledger_ms)
         else:
             account, entries = fold(old.record, standing, now.ledger_ms)
             if account == old.record:
                 continue
-            draft.put(account_key(scope), account, old)
-            for entry in entries:
-                draft.put(entry_key(scope, entry.sequence), entry, None)
-        scopes.append(scope)
-        if len(scopes) == BATCH:
+        if scopes and len(draft.puts) + 1 + len(entries) > MAX_WRITES:
             decisions.append(_decision(draft, scopes))
             draft, scopes = Draft(), []
+        draft.put(account_key(scope), account, old)
+        for entry in entries:
+            draft.put(entry_key(scope, entry.sequence), entry, None)
+        scopes.append(scope)
     if scopes:
         decisions.append(_decision(draft, scopes))
     return tuple(decisions)

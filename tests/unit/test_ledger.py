@@ -7,11 +7,15 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.domain.sla import add, elapsed, fold, month_end, month_of, opened, totals_at, uptime_of
+from controlplane.domain.sla import add, decide_ledger, elapsed, fold, month_end, month_of, opened, totals_at, uptime_of
 from controlplane.domain.uptime import Standing, class_of
 from gridkeeper import codec
+from gridkeeper.decision import Now, Versioned
+from gridkeeper.ids import DeviceId, DrainId, IncidentId, NodeId, RegionId, Revision
+from gridkeeper.keys import RegionKeys
 from gridkeeper.records.books import AccountRecord, EntryRecord, Totals, UptimeClass
-from gridkeeper.records.fleet import HealthState
+from gridkeeper.records.fleet import HealthRecord, HealthState
+from gridkeeper.snapshot import RegionState, Settings
 
 START = 1_764_547_000_000  # 2025-11-30 23:56:40 UTC: histories cross the end of a month
 CLASSES = list(UptimeClass)
@@ -105,3 +109,27 @@ def test_every_health_state_has_a_class_and_no_unknown_counts_as_up() -> None:
     classes = {state: class_of(state) for state in HealthState}
     assert classes[HealthState.UNKNOWN] is UptimeClass.UNKNOWN
     assert [s for s, c in classes.items() if c is UptimeClass.UP] == [HealthState.HEALTHY, HealthState.SUSPECT]
+
+
+def test_after_months_without_a_leader_each_transaction_still_fits_the_store() -> None:
+    keys = RegionKeys(RegionId("east"))
+    health, accounts = {}, {}
+    for number in range(40):
+        device = DeviceId(f"n{number}/gpu0")
+        health[device] = Versioned(healthy(device), Revision(1), Revision(1), 0)
+        scope = f"device/{device}"
+        standing = Standing(UptimeClass.UP, START, "healthy")
+        accounts[scope] = Versioned(opened(scope, standing, START), Revision(1), Revision(1), 0)
+    state = RegionState(RegionId("east"), health=health, accounts=accounts)
+    decisions = decide_ledger(state, Settings(), Now(0, START + 9 * 31 * 24 * 3_600_000))
+    written = [write.key for decision in decisions for write in decision.writes]
+    assert {keys.account(scope) for scope in accounts} <= set(written)
+    assert len(written) > 40 * 9
+    assert max(len(decision.writes) for decision in decisions) + 2 <= 128, "with audit record and leader guard"
+
+
+def healthy(device: DeviceId) -> HealthRecord:
+    return HealthRecord(
+        device, NodeId(device.partition("/")[0]), "uuid", HealthState.HEALTHY, START, "well", (), IncidentId(""),
+        DrainId(""), "rule", 1, 0, HealthState.HEALTHY, "",
+    )  # fmt: skip
