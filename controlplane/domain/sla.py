@@ -122,7 +122,7 @@ def _decide(
     entry_key: Callable[[str, int], str],
 ) -> tuple[Decision, ...]:
     decisions: list[Decision] = []
-    draft, scopes = Draft(), []
+    draft, scopes = Draft(), list[str]()
     for scope, standing, old in books:
         entries: tuple[EntryRecord, ...] = ()
         if old is None:

@@ -11,7 +11,7 @@ from controlplane.shell.mirror import Mirror
 from gridkeeper.decision import Decision
 from gridkeeper.ids import Revision
 from gridkeeper.ports.clock import Clock
-from gridkeeper.ports.store import NoSpace, StoreError
+from gridkeeper.ports.store import NoSpace, StoreError, TooLarge
 
 log = logging.getLogger("gridkeeper.leader")
 
@@ -28,6 +28,8 @@ async def apply_all(decisions: Iterable[Decision], applier: Applier, actor: str,
             newest = max(newest, await applier.apply(decision, actor, fence))
         except Conflict as conflict:
             log.debug("%s", conflict)
+        except TooLarge as error:  # would be so for ever: the others must not wait behind it
+            log.error("%s on %s cannot be written: %s", decision.step, decision.subject, error)
         except NoSpace as error:
             log.error("%s is not stored: the store is out of space: %s", decision.step, error)
             raise

@@ -6,6 +6,7 @@ One mirror per store and process. History (audit, ledger entries, cursors) is le
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -50,8 +51,13 @@ class Mirror:
                 continue
             self._reset(page.items)
             self._advance(page.revision, changed=True)
-            async for batch in self._store.watch(self._root, Revision(page.revision + 1)):
-                self._take(batch)
+            try:
+                async with contextlib.aclosing(self._store.watch(self._root, Revision(page.revision + 1))) as batches:
+                    async for batch in batches:
+                        self._take(batch)
+            except StoreError as error:
+                log.error("%s cannot be followed, and is read anew: %s", self._root, error)
+                await self._clock.sleep(500)
 
     def _take(self, batch: WatchBatch) -> None:
         if batch.reset:

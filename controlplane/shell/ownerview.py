@@ -53,10 +53,13 @@ class OwnerView:
             await self._clock.sleep(self._period_ms)
 
     async def refresh(self) -> None:
-        """One linearizable read. Raises ``StoreError``; an ownership that does not decode is not acknowledged."""
+        """One linearizable read. Raises ``StoreError``; what does not decode acknowledges nothing."""
         started = self._clock.mono_ms()
         grant, _ = await self._store.get(KEYS.grant(self._region))
         page = await self._store.range(KEYS.prefix("ownership"), min_mod_revision=Revision(self._read + 1))
+        if page.revision < self._read:  # restored from a backup: what was read since is not true any more
+            page = await self._store.range(KEYS.prefix("ownership"))
+            self._owners.clear()
         for kv in page.items:
             job = JobId(kv.key.rpartition("/")[2])
             try:
@@ -67,5 +70,9 @@ class OwnerView:
                 continue
             self._owners[job] = Versioned(record, kv.mod_revision, kv.create_revision, started)
         self._read = page.revision
-        self.grant = codec.decode(GrantRecord, grant.value) if grant else None
+        try:
+            self.grant = codec.decode(GrantRecord, grant.value) if grant else None
+        except codec.CorruptRecord as error:
+            log.error("%s: %s", KEYS.grant(self._region), error)
+            self.grant = None
         self._as_of_ms = started

@@ -39,6 +39,8 @@ from gridkeeper.snapshot import Settings
 log = logging.getLogger("gridkeeper.replica")
 
 RETRY_MS = 500
+FAILED_MS = 5_000
+"""A replica whose decisions failed by an error of ours stays out of elections this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +164,17 @@ class Replica:
             lost = asyncio.ensure_future(leadership.lost.wait())
             try:
                 await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
-                if leading.done():
-                    leading.result()
+                failure = leading.exception() if leading.done() else None
                 log.warning("%s no longer leads %s", self.replica, key)
             finally:
                 for task in (leading, lost):
                     task.cancel()
                 await asyncio.gather(leading, lost, return_exceptions=True)
                 await leadership.resign()
+            if failure is not None:
+                # Another replica may do better. This one goes on answering renewals: without them, every job ends.
+                log.critical("%s failed while it led %s", self.replica, key, exc_info=failure)
+                await clock.sleep(FAILED_MS)
 
     async def _lead_region(self, fence: Fence) -> None:
         # The leader key's own revision is the point from which the mirror shows everything earlier leaders wrote.

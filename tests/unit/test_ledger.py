@@ -29,7 +29,7 @@ def run(history: list[tuple[UptimeClass, int, int]]) -> tuple[list[AccountRecord
     """Fold standings that arrive after a while each and claim to hold since some time before or after that."""
     now = START
     account = opened("device/n/g", Standing(history[0][0], now, "first"), now)
-    accounts, entries = [account], []
+    accounts, entries = [account], list[EntryRecord]()
     for kind, later, since in history[1:]:
         now += later
         account, made = fold(account, Standing(kind, now + since, kind.value), now)
