@@ -113,7 +113,7 @@ class Checkpoints:
         directory = self._directory_of(job, epoch) / f"step-{step}"
         try:
             digest, manifest = await self._store.put(job, step, epoch, directory)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             now = self._clock.mono_ms()
             state.failing_since_ms = state.failing_since_ms or now
             state.retry_ms = now + RETRY_MS

@@ -38,6 +38,8 @@ log = logging.getLogger("gridkeeper.agent.supervisor")
 
 TICK_MS = 200
 """How soon an exit or a step is seen."""
+SAVE_LIMIT_MS = 1_000
+"""A disk that has not taken the orders by then is not waited for: deadlines must move meanwhile."""
 FETCH_RETRY_MS = 1_000
 FETCH_LIMIT_MS = 60_000
 """A resume checkpoint that cannot be had for this long ends the epoch: the control plane places the job anew."""
@@ -70,6 +72,7 @@ class Supervisor:
         data = memory.load()
         self._book = orders.from_bytes(data) if data is not None else Book()
         self._saved = self._book
+        self._saving: tuple[Book, asyncio.Task[None]] | None = None
         self._processes: tuple[Process, ...] = ()
         self._listed = False
         self._deadlines: dict[Key, int] = {}
@@ -187,9 +190,10 @@ class Supervisor:
                     pass
                 self._poked.clear()
         finally:
-            for task in self._background:
+            left = [*self._background, *([self._saving[1]] if self._saving else [])]
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def tick(self) -> None:
         """Look, plan, do."""
@@ -250,14 +254,23 @@ class Supervisor:
         return copy.SerializeToString(deterministic=True)
 
     async def _save(self) -> None:
-        if self._saved is self._book:
-            return
-        book = self._book
-        try:
-            await self._memory.save(orders.to_bytes(book))
-            self._saved = book
-        except DiskError as error:
-            log.error("Orders are not on disk, so nothing new is started: %s", error)
+        """One write at a time, so that none is overtaken by an older one."""
+        while self._saved is not self._book:
+            if self._saving is None:
+                work = self._memory.save(orders.to_bytes(self._book))
+                self._saving = (self._book, asyncio.get_running_loop().create_task(work))
+            book, task = self._saving
+            done, _ = await asyncio.wait({task}, timeout=SAVE_LIMIT_MS / 1000)
+            if not done:
+                log.error("Orders are not on disk, which does not answer, so nothing new is started.")
+                return
+            self._saving = None
+            try:
+                task.result()
+                self._saved = book
+            except DiskError as error:
+                log.error("Orders are not on disk, so nothing new is started: %s", error)
+                return
 
     async def _do(self, action: Start | Stop | Fetch | AskCheckpoint | Extend | Forget) -> None:
         match action:
@@ -331,7 +344,7 @@ class Supervisor:
                     self._trouble.pop(order.key, None)
                     self._fetched.add(order.key)
                     return
-                except CheckpointError as error:
+                except (CheckpointError, OSError) as error:
                     why = f"checkpoint {order.resume_step} to resume from: {error}"
                     log.warning("%s epoch %s waits: %s", order.job, order.epoch, why)
                     self._trouble[order.key] = why

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import pytest
-
-from chaos.simulate.executor import SimExecutor, SimJob, loss_of, state_after
+from chaos.simulate.executor import SimJob, loss_of, state_after
 from gridkeeper.ids import Epoch
-from gridkeeper.ports.jobs import ExecutorUnavailable, Launch, Process
 from gridkeeper.timings import SHORT
 from gridkeeper.v1 import records_pb2
-from tests.unit.agentbench import JOB, NODE, Bench, on_bench
+from tests.unit.agentbench import JOB, Bench, on_bench
 
 
 async def connected(bench: Bench) -> None:
@@ -180,48 +175,6 @@ async def test_a_stop_before_the_start_is_final(bench: Bench) -> None:
     await bench.a.command(1)
     await bench.clock.sleep(3_000)
     assert await bench.process(1) is None
-
-
-class SlowToAnswer(SimExecutor):
-    """Starts what it is asked to, but the answer comes late or never, and it says nothing else meanwhile."""
-
-    answer: asyncio.Event
-    lost = False
-
-    async def start(self, launch: Launch, deadline_ms: int) -> None:
-        await super().start(launch, deadline_ms)
-        if self.lost:
-            raise ExecutorUnavailable("no answer")
-        await self.answer.wait()
-
-    async def list(self) -> tuple[Process, ...]:
-        if self.lost and not self.answer.is_set() and any(self._runs):
-            raise ExecutorUnavailable("no answer")
-        return await super().list()
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_start_under_way_is_never_reported_as_an_epoch_that_ended(lost: bool) -> None:
-    """A stop that arrives while the executor starts the job: "never started here" would let another node start it while
-    it runs here."""
-
-    async def test(bench: Bench) -> None:
-        executor = bench.executor = SlowToAnswer(NODE, bench.clock, bench.files, lambda launch: bench.script(launch))
-        executor.answer, executor.lost = asyncio.Event(), lost
-        bench.start_agent()
-        await connected(bench)
-        await bench.a.command(1)
-        await bench.until(lambda: any(executor._runs), "its process exists")
-        await bench.a.command(1, run=False)
-        reports = bench.a.reports
-        await bench.until(lambda: bench.a.reports > reports + 2, "reported again")
-        assert executor._runs[JOB, Epoch(1, 1)].alive
-        assert bench.phase(1) == "STARTING", "nobody knows that it has ended"
-        executor.answer.set()
-        await bench.until(lambda: bench.phase(1) == "EXITED", "stopped")
-        assert executor._runs[JOB, Epoch(1, 1)].tree_gone
-
-    on_bench(test)()
 
 
 @on_bench
