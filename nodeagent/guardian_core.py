@@ -60,7 +60,9 @@ class Guardian:
         for old in self._state.runs:
             self._runs[old.job, old.epoch] = self._returned(old)
         self._state.boot_id = boot_id()
-        self._save()
+        # Nothing new is started before it can be saved (``_start``); but on a full disk too somebody must be there who
+        # tells what runs, and ends what an earlier guardian left.
+        self._save_if_possible()
 
     def _returned(self, old: RunState) -> Run:
         """A run of an earlier guardian: its keeper ended with that one, or with the host."""

@@ -21,14 +21,19 @@ def report(
     trouble: Mapping[Key, str],
     now_ms: int,
     in_doubt: Set[Key] = frozenset(),
+    lost: bool = False,
 ) -> WorkloadReport:
     """``stored``: newest step stored per epoch. ``trouble``: what is wrong just now, in words. ``in_doubt``: epochs
-    that the executor was asked to start and that may run without our knowing; they are not said to have ended."""
+    that the executor was asked to start and that may run without our knowing; they are not said to have ended.
+    ``lost``: the executor has not said for F what runs, so what ran then is not said to run."""
     found = {key_of(process): _of_process(process, book, view, trouble, now_ms) for process in view.processes}
     for key in book.orders:
         if key not in found:
             found[key] = _without_process(key, book, trouble, key in in_doubt)
     for key, workload in found.items():
+        if lost and workload.phase == records_pb2.RUN_PHASE_RUNNING:
+            workload.phase = records_pb2.RUN_PHASE_STOPPING
+            workload.reason = "the executor has not said for longer than F what runs"
         workload.checkpoint_step = stored.get(key, -1)
         workload.checkpoint_request = view.asked.get(key, 0)
         workload.storing_checkpoint = key in view.storing

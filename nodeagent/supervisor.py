@@ -75,6 +75,7 @@ class Supervisor:
         self._saving: tuple[Book, asyncio.Task[None]] | None = None
         self._processes: tuple[Process, ...] = ()
         self._listed = False
+        self._heard_ms = 0  # when the executor last said what runs
         self._deadlines: dict[Key, int] = {}
         self._told: dict[Key, int] = {}
         self._asked: dict[Key, int] = {}
@@ -114,8 +115,8 @@ class Supervisor:
             self.poke()
 
     def renewal(self) -> tuple[RenewalItem, ...]:
-        """What to ask a renewal for. Empty until the executor was looked at once."""
-        if not self._listed:
+        """What to ask a renewal for. Empty until the executor was looked at once, and when it has been silent for F."""
+        if not self._listed or self._executor_lost:
             return ()
         return tuple(
             RenewalItem(job=job, epoch=epoch_message(epoch)) for job, epoch in renewable(self._book, self._processes)
@@ -203,6 +204,7 @@ class Supervisor:
             log.warning("The executor does not say what runs: %s", error)
             return
         self._listed = True
+        self._heard_ms = self._clock.mono_ms()
         self._in_doubt.clear()
         for process in self._processes:
             self._checkpoints.look(key_of(process), process.tree_gone)
@@ -240,7 +242,13 @@ class Supervisor:
         keys = {*self._book.orders, *map(key_of, self._processes)}
         trouble = {key: words for key in keys if (words := self._trouble.get(key) or self._checkpoints.trouble(key))}
         stored, in_doubt = self._checkpoints.stored(), frozenset(self._in_doubt)
-        return report(self._book, view, stored, trouble, self._clock.mono_ms(), in_doubt)
+        now, lost = self._clock.mono_ms(), self._executor_lost
+        return report(self._book, view, stored, trouble, now, in_doubt, lost)
+
+    @property
+    def _executor_lost(self) -> bool:
+        """No deadline has been moved for F: what ran then is ended, or its end cannot be seen."""
+        return self._listed and self._clock.mono_ms() - self._heard_ms > self._timings.fence_ms
 
     @staticmethod
     def _fingerprint(current: WorkloadReport) -> bytes:

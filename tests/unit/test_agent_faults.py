@@ -10,9 +10,12 @@ import pytest
 from chaos.simulate.checkpoints import SimCheckpointStore
 from chaos.simulate.executor import SimExecutor
 from chaos.simulate.files import SimState
+from failover.executors.protocol import ListRuns, Start, encode_request
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.jobs import ExecutorUnavailable, Launch, Manifest, Process
 from gridkeeper.timings import SHORT
+from nodeagent.guardian_core import Guardian
+from nodeagent.linux import boot_ms
 from tests.unit.agentbench import JOB, NODE, Bench, on_bench
 from tests.unit.test_agent import connected, running
 
@@ -117,3 +120,39 @@ async def test_a_checkpoint_that_a_failing_disk_does_not_take_is_tried_again_and
     await bench.until(lambda: "Input/output error" in told(), "its trouble is reported")
     store.broken = False
     await bench.until(lambda: bench.a.ready, "it is stored and announced after all")
+
+
+class Silent(SimExecutor):
+    """A guardian that is gone and cannot be started again."""
+
+    silent = False
+
+    async def list(self) -> tuple[Process, ...]:
+        if self.silent:
+            raise ExecutorUnavailable("no answer")
+        return await super().list()
+
+
+@on_bench
+async def test_an_executor_that_is_gone_is_not_reported_as_a_job_that_runs(bench: Bench) -> None:
+    """The node is heard, its job is dead: said to run and renewed for ever, it would never be started elsewhere."""
+    executor = bench.executor = Silent(NODE, bench.clock, bench.files, lambda launch: bench.script(launch))
+    bench.start_agent()
+    await running(bench)
+    executor.silent = True
+    await bench.until(lambda: bench.phase(1) == "STOPPING", "its end is not known")
+    asked = len(bench.a.renewals)
+    await bench.until(lambda: len(bench.a.renewals) > asked + 2, "the stream goes on")
+    assert not bench.a.renewals[-1].jobs
+    executor.silent = False
+    await bench.until(lambda: bench.phase(1) == "EXITED", "it was fenced meanwhile")
+
+
+def test_a_guardian_starts_on_a_full_disk_and_starts_no_job_there(tmp_path: Path) -> None:
+    """Without one nobody tells what runs on the host."""
+    (tmp_path / "guardian.json.new").mkdir()  # what it writes first cannot be written
+    guardian = Guardian(str(tmp_path), 60_000)
+    assert guardian.answer(encode_request(ListRuns())).error == ""
+    start = Start("j", "1.1", ("true",), (), "/", str(tmp_path / "log"), boot_ms() + 60_000, 1_000, 100)
+    assert "guardian" in guardian.answer(encode_request(start)).error
+    assert guardian.answer(encode_request(ListRuns())).runs == ()
