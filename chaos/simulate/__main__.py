@@ -6,9 +6,10 @@ import argparse
 import logging
 import sys
 
+from chaos.simulate.play import Outcome
 from chaos.simulate.replay import replay
 from chaos.simulate.sentences import sentences
-from chaos.simulate.stories import STORIES, Outcome, run
+from chaos.simulate.stories import STORIES, run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,9 +66,8 @@ def _tell(outcome: Outcome, whole: bool, replay_with: str) -> None:
         f"{outcome.story} seed {outcome.seed} {verdict}: {seconds:.1f} s simulated, history {outcome.history.digest()}"
     )
     if not outcome.good:
-        for claim in outcome.claims:
-            if not claim.true:
-                print(f"  FALSE  {claim.text} ({claim.detail})")
+        for claim in outcome.false:
+            print(f"  FALSE  {claim.text} ({claim.detail})")
         for violation in outcome.violations:
             print(f"  {violation}")
         print(f"  replay it: {replay_with}")
