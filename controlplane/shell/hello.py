@@ -32,12 +32,12 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the region store has of this node already."""
+    """What the region store has of this node already. A record None: it does not decode, and is written anew."""
 
-    node: Versioned[NodeRecord] | None
-    session: Versioned[SessionRecord] | None
-    cursor: Versioned[CursorRecord] | None
-    devices: Mapping[DeviceId, Versioned[DeviceRecord]]
+    node: Versioned[NodeRecord | None] | None
+    session: Versioned[SessionRecord | None] | None
+    cursor: Versioned[CursorRecord | None] | None
+    devices: Mapping[DeviceId, Versioned[DeviceRecord | None]]
 
 
 def _text(field: str, value: str) -> str:
@@ -125,7 +125,7 @@ def register(
         if old is None or old.record != entry:
             draft.put(keys.device(device), entry, old)
     for device, old in known.devices.items():
-        if device not in ids and old.record.present:
+        if device not in ids and old.record is not None and old.record.present:
             draft.put(keys.device(device), replace(old.record, present=False), old)
     cursor = known.cursor.record if known.cursor else None
     if cursor is None or cursor.spool != hello.spool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
+from typing import TypeVar
 
 from controlplane.domain.fleet import BadTelemetry, FleetTable
 from controlplane.shell.apply import Applier, Conflict
@@ -15,11 +17,11 @@ from controlplane.shell.runs import BadWorkload
 from controlplane.shell.session import AgentStream, Cursor, TooMuch
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision
+from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision, SpoolId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.link import ControlSession, LinkClosed
-from gridkeeper.ports.store import Compare, OutcomeUnknown, PutOp, Store, StoreError
+from gridkeeper.ports.store import Compare, KeyValue, OutcomeUnknown, PutOp, Store, StoreError
 from gridkeeper.records.fleet import CursorRecord, DeviceRecord, NodeRecord, SessionRecord
 from gridkeeper.timings import Timings
 from gridkeeper.v1 import agent_pb2
@@ -39,6 +41,19 @@ log = logging.getLogger("gridkeeper.ingest")
 MAX_WORKLOADS = 512
 HELLO_MS = 10_000
 RETRY_MS = 250
+
+
+R = TypeVar("R")
+
+
+def _read(kind: type[R], kv: KeyValue) -> Versioned[R | None]:
+    """A record that does not decode must not keep its node out for ever."""
+    record: R | None = None
+    try:
+        record = codec.decode(kind, kv.value)
+    except codec.CorruptRecord as error:
+        log.error("%s does not decode and is written anew: %s", kv.key, error)
+    return Versioned(record, kv.mod_revision, kv.create_revision, 0)
 
 
 class Ingest:
@@ -112,7 +127,7 @@ class Ingest:
 
     async def _register(self, link: ControlSession, hello: Hello, ids: tuple[DeviceId, ...]) -> AgentStream:
         node = NodeId(hello.node)
-        known = await self._known(node)
+        known = await self._known(node, SpoolId(hello.spool))
         session = self._rng.token(8)
         wall = self._clock.wall_ms()
         registration = register(hello, ids, known, self._keys, self._replica, session, wall)
@@ -134,26 +149,31 @@ class Ingest:
         log.info("%s", registration.decision.sentence)
         return stream
 
-    async def _known(self, node: NodeId) -> Known:
+    async def _known(self, node: NodeId, spool: SpoolId) -> Known:
         """What the store has of the node, linearizably: the mirror may lag behind another replica."""
-
-        async def one(key: str, kind: type) -> Versioned[object] | None:
-            kv, _ = await self._store.get(key)
-            return (
-                None if kv is None else Versioned(codec.decode(kind, kv.value), kv.mod_revision, kv.create_revision, 0)
-            )
-
         page = await self._store.range(self._keys.prefix("devices") + node + "/")
-        devices = {}
-        for kv in page.items:
-            record = codec.decode(DeviceRecord, kv.value)
-            devices[record.id] = Versioned(record, kv.mod_revision, kv.create_revision, 0)
+        devices = {
+            DeviceId(kv.key.removeprefix(self._keys.prefix("devices"))): _read(DeviceRecord, kv) for kv in page.items
+        }
+        cursor = await self._one(self._keys.cursor(node), CursorRecord)
+        if cursor is not None and cursor.record is None:
+            cursor = replace(cursor, record=await self._recovered(node, spool))
         return Known(
-            await one(self._keys.node(node), NodeRecord),  # type: ignore[arg-type]
-            await one(self._keys.session(node), SessionRecord),  # type: ignore[arg-type]
-            await one(self._keys.cursor(node), CursorRecord),  # type: ignore[arg-type]
+            await self._one(self._keys.node(node), NodeRecord),
+            await self._one(self._keys.session(node), SessionRecord),
+            cursor,
             devices,
         )
+
+    async def _one(self, key: str, kind: type[R]) -> Versioned[R | None] | None:
+        kv, _ = await self._store.get(key)
+        return None if kv is None else _read(kind, kv)
+
+    async def _recovered(self, node: NodeId, spool: SpoolId) -> CursorRecord:
+        """Where the spool stands by the events that are there: each was written together with the cursor."""
+        prefix = f"{self._keys.prefix('events')}{node}/{spool}/"
+        page = await self._store.range(prefix)
+        return CursorRecord(node, spool, max((int(kv.key.removeprefix(prefix)) for kv in page.items), default=0))
 
     async def _welcome(self, stream: AgentStream) -> None:
         timings = agent_pb2.Timings(

@@ -205,3 +205,25 @@ def test_a_hostile_age_of_a_run_makes_a_date_that_can_be_shown() -> None:
     workload.started_age_ms = workload.ended_age_ms = (1 << 63) - 1
     run = run_record(workload, None, EAST, NodeId("n1"), 1_700_000_000_000)
     assert min(run.started_ms, 1) > 0
+
+
+@pytest.mark.parametrize("which", ["node", "session", "cursor", "device"])
+def test_a_record_that_does_not_decode_does_not_keep_its_node_out_nor_lose_or_double_events(which: str) -> None:
+    async def main() -> None:
+        async with bench() as b:
+            session = await b.open(hello())
+            await until(session, "welcome")
+            await session.send(events(xid(1), xid(2)))
+            while (await until(session, "event_ack")).event_ack.sequence < 2:
+                pass
+            await session.close()
+            name = "n1/gpu1" if which == "device" else "n1"
+            await b.reader.txn([], [PutOp(f"{KEYS.prefix(which + 's')}{name}", b"\xff\xff")])
+            session = await b.open(hello(), to="b")
+            assert (await until(session, "welcome")).welcome.acked_sequence == 2
+            await session.send(events(xid(3)))
+            while (await until(session, "event_ack")).event_ack.sequence < 3:
+                pass
+            assert [e.sequence for e in await b.stored()] == [1, 2, 3]
+
+    run_virtual(main())
