@@ -13,6 +13,8 @@ AGAIN_MS = 100
 """Between two SIGKILLs to a tree that is still there."""
 LINGER_MS = 1_000
 """What a leading process leaves behind is killed this long after its exit."""
+UNSEEN = 2
+"""Looks in a row that must find nothing: a process that forks and ends during one look hides its child from it."""
 LOOK_MS = 1_000
 """Longest wait between two looks for the processes of a dead keeper."""
 
@@ -45,6 +47,7 @@ class Run:
     stop_kill_ms: int = 0
     next_kill_ms: int = 0
     look_ms: int = 0
+    unseen: int = 0
 
     @property
     def key(self) -> Key:
@@ -149,7 +152,7 @@ class Run:
 
 def look_for_lost(runs: list[Run], keepers: set[int], now: int) -> None:
     """Kill what dead keepers left: orphans that the kernel gave to the guardian, and whatever carries their tags. A run
-    of which nothing is found any more is gone."""
+    of which two looks in a row find nothing is gone."""
     adopted = [pid for pid in children(os.getpid()) if pid not in keepers]
     for pid in adopted:
         for below in (*descendants(pid), pid):
@@ -158,8 +161,11 @@ def look_for_lost(runs: list[Run], keepers: set[int], now: int) -> None:
     for run in runs:
         for pid in found[run.tag]:
             send_signal(pid, signal.SIGKILL)
-        if not adopted and not found[run.tag]:
+        run.unseen = 0 if adopted or found[run.tag] else run.unseen + 1
+        if run.unseen >= UNSEEN:
             run.lost = False
             run.tree_gone = True
+        elif run.unseen:
+            run.look_ms = now + AGAIN_MS
         else:
             run.look_ms = now + min(LOOK_MS, max(AGAIN_MS // 5, (now - run.ended_ms) // 4))

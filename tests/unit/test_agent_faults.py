@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.jobs import ExecutorUnavailable, Launch, Manifest, Process
 from gridkeeper.timings import SHORT
 from nodeagent.guardian_core import Guardian
-from nodeagent.linux import boot_ms
+from nodeagent.guardian_runs import Run, look_for_lost
+from nodeagent.linux import boot_ms, children
 from tests.unit.agentbench import JOB, NODE, Bench, on_bench
 from tests.unit.test_agent import connected, running
 
@@ -156,3 +158,14 @@ def test_a_guardian_starts_on_a_full_disk_and_starts_no_job_there(tmp_path: Path
     start = Start("j", "1.1", ("true",), (), "/", str(tmp_path / "log"), boot_ms() + 60_000, 1_000, 100)
     assert "guardian" in guardian.answer(encode_request(start)).error
     assert guardian.answer(encode_request(ListRuns())).runs == ()
+
+
+def test_the_tree_of_a_dead_keeper_is_gone_only_after_two_looks_that_find_nothing() -> None:
+    run = Run("j", "1.1", f"test-{os.getpid()}/j@1.1", 0, 0, 0, 0)
+    run.keeper_ended(clean=False, now=1_000)
+    ours = set(children(os.getpid()))
+    look_for_lost([run], ours, 1_000)
+    assert run.lost
+    assert not run.tree_gone
+    look_for_lost([run], ours, run.look_ms)
+    assert run.tree_gone
