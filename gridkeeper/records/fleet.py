@@ -62,7 +62,7 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """devices/<node>/<slot>: the inventory entry. ``present=False``: is missing now, and still counts in denominators."""
+    """devices/<node>/<slot>: the inventory. ``present=False``: missing now, and still counted in denominators."""
 
     id: DeviceId
     node: NodeId
