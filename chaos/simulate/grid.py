@@ -288,6 +288,10 @@ class SimGrid:
         self._injected(f"the network between {node} and {replica} is cut")
         self.network.cut(node, replica)
 
+    def heal_cut(self, node: NodeId) -> None:
+        self._injected(f"the network of {node} is whole again")
+        self.network.heal(node)
+
     def heal_network(self) -> None:
         """All cuts but those of hosts without power."""
         self._injected("the network is whole again")

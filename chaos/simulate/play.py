@@ -40,6 +40,7 @@ class Story:
     name: str
     title: str
     play: Play
+    shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,10 @@ class Outcome:
         return not self.violations and not self.false
 
 
-def play(story: Story, seed: int, shape: Shape, rough: bool = False) -> Outcome:
+def play(story: Story, seed: int, rough: bool = False) -> Outcome:
     """One run from a seed. ``rough``: on stores that fail now and then. Raises ``TimeoutError`` if it does not end, and
     what ended a daemon that nobody ended."""
-    if rough:
-        shape = replace(shape, weather=ROUGH)
+    shape = replace(story.shape, weather=ROUGH) if rough else story.shape
     settings = Settings(shape.timings, shape.policy)
 
     async def main() -> Outcome:

@@ -11,6 +11,7 @@ from chaos.simulate.executor import SimJob, loss_of, state_after
 from chaos.simulate.grid import NotSeen, Shape, SimGrid
 from chaos.simulate.history import GLOBAL_STORE, Gone, Started, Stepped
 from chaos.simulate.play import Claim, Outcome, Story, play
+from chaos.simulate.storm import STORM
 from gridkeeper.ids import DeviceId, JobId, NodeId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.books import AccountRecord
@@ -39,11 +40,7 @@ SOON_MS = 60_000
 ECC_STEP = 25
 ECC_EVERY_MS = 250
 REMAP_AFTER_MS = 1_500
-
-
-def run(name: str, seed: int, rough: bool = False) -> Outcome:
-    """Play a story of ``STORIES`` (see ``play.play``). Raises ``KeyError`` for a name that is none."""
-    return play(STORIES[name], seed, Shape(jobs={JOB: SimJob(STEP_MS, EVERY, STEPS)}), rough)
+SHAPE = Shape(jobs={JOB: SimJob(STEP_MS, EVERY, STEPS)})
 
 
 # -- stories
@@ -133,12 +130,18 @@ async def agent_frozen(grid: SimGrid) -> tuple[Claim, ...]:
 STORIES: dict[str, Story] = {
     story.name: story
     for story in (
-        Story("planned-move", "a row remap is pending and corrected errors rise", planned_move),
-        Story("crash", "an uncorrectable memory error kills the process", crash),
-        Story("node-lost", "a node loses power, and comes back", node_lost),
-        Story("agent-frozen", "an agent is frozen, and thaws", agent_frozen),
+        Story("planned-move", "a row remap is pending and corrected errors rise", planned_move, SHAPE),
+        Story("crash", "an uncorrectable memory error kills the process", crash, SHAPE),
+        Story("node-lost", "a node loses power, and comes back", node_lost, SHAPE),
+        Story("agent-frozen", "an agent is frozen, and thaws", agent_frozen, SHAPE),
+        STORM,
     )
 }
+
+
+def run(name: str, seed: int, rough: bool = False) -> Outcome:
+    """Play a story of ``STORIES`` (see ``play.play``). Raises ``KeyError`` for a name that is none."""
+    return play(STORIES[name], seed, rough)
 
 
 # -- faults
