@@ -7,10 +7,10 @@ import logging
 from collections.abc import AsyncIterator
 
 import grpc
-from gridkeeper.identity.spiffe import BadIdentity, Kind
-from gridkeeper.identity.tls import peer_identity
 
 from controlplane.shell.ingest import Ingest
+from gridkeeper.identity.spiffe import BadIdentity, Kind
+from gridkeeper.identity.tls import peer_identity
 from gridkeeper.ports.link import LinkClosed
 from gridkeeper.v1 import agent_pb2_grpc
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame

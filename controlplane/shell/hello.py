@@ -13,7 +13,7 @@ from gridkeeper.records.fleet import CursorRecord, DeviceRecord, NodeRecord, Ses
 from gridkeeper.telemetry import SCHEMA_VERSION
 from gridkeeper.v1.agent_pb2 import Hello
 
-MAX_DEVICES = 100  # one registration is one transaction of at most 128 operations
+MAX_DEVICES = 60  # one registration is one transaction of at most 128 operations
 MAX_TEXT = 256
 
 

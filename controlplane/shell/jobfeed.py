@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import cast
 
+from controlplane.domain.taint import suspicion
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.ownerview import OwnerView
@@ -47,6 +48,7 @@ class JobFeed:
         self,
         region: RegionId,
         replica: ReplicaId,
+        local: Mirror,
         world: Mirror,
         view: OwnerView,
         applier: Applier,
@@ -56,6 +58,7 @@ class JobFeed:
     ) -> None:
         self._region = region
         self._actor = f"machine/{replica}"
+        self._local = local
         self._world = world
         self._view = view
         self._applier = applier
@@ -230,6 +233,9 @@ class JobFeed:
             manifest = await self._checkpoints.verify(job, ready.step, ready.digest)
         except CheckpointError as error:
             return ack(False, str(error))
+        tainted = suspicion(self._local.kind("findings"), owner.record.devices)
+        if tainted:
+            log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
         outcome = commit_head(
             job=job,
             epoch=epoch,
@@ -239,6 +245,7 @@ class JobFeed:
             region=self._region,
             world=global_state(self._world),
             ledger_ms=ledger_ms(),
+            suspect=tainted is not None,
         )
         if isinstance(outcome, Refusal):
             return ack(False, outcome.sentence)

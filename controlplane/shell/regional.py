@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from failover.checkpoint.replicate import Replicator
-from failover.domain.placement import decide_offers, decide_reservations, published_region
-from failover.domain.requests import decide_requests
-
 from controlplane.domain.region import decide_region
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
@@ -16,6 +12,9 @@ from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import Notices
 from controlplane.shell.states import global_state, region_state
+from failover.checkpoint.replicate import Replicator
+from failover.domain.placement import decide_offers, decide_reservations, published_region
+from failover.domain.requests import decide_requests
 from gridkeeper.decision import ABSENT, Decision, Put
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS

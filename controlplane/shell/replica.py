@@ -76,7 +76,15 @@ class Replica:
         self.table = FleetTable()
         self.view = OwnerView(ports.global_store, region, clock, timings)
         jobs = JobFeed(
-            region, replica, self.world, self.view, self._world_applier, ports.checkpoints[region], clock, timings
+            region,
+            replica,
+            self.local,
+            self.world,
+            self.view,
+            self._world_applier,
+            ports.checkpoints[region],
+            clock,
+            timings,
         )
         self.ingest = Ingest(
             region, replica, ports.region_store, self.local, self._local_applier, self.table, jobs, clock, rng, timings

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from failover.domain.jobs import decide_jobs
-from failover.domain.migrate import decide_migrations
-
 from controlplane.domain.sla import decide_job_ledger
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.states import global_state
+from failover.domain.jobs import decide_jobs
+from failover.domain.migrate import decide_migrations
 from gridkeeper.ids import ReplicaId
 from gridkeeper.ports.clock import Clock
 from gridkeeper.snapshot import Settings
