@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import gridkeeper
 from controlplane.domain.fleet import FleetTable
@@ -128,8 +129,8 @@ class Replica:
             await self.local.wait_loaded()
             await self._found(self._ports.region_store, self._keys.meta, f"region/{self.region}")
             group.create_task(self._present())
-            group.create_task(self._rules.run())
-            group.create_task(self._care.run())
+            group.create_task(self._keep("the rules over telemetry", self._rules.run))
+            group.create_task(self._keep("the care for sessions", self._care.run))
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region))
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")
@@ -145,6 +146,18 @@ class Replica:
             except (StoreUnavailable, OutcomeUnknown) as error:
                 log.warning("%s waits for its store: %s", key, error)
                 await self._ports.clock.sleep(RETRY_MS)
+
+    async def _keep(self, what: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what the replica can do without for a while: its failure is said and it begins anew, since renewals must
+        go on being answered."""
+        while True:
+            task = asyncio.ensure_future(run())
+            try:
+                await asyncio.wait((task,))
+            finally:
+                task.cancel()
+            log.critical("%s of %s failed", what, self.replica, exc_info=task.exception())
+            await self._ports.clock.sleep(FAILED_MS)
 
     async def _present(self) -> None:
         """Keep replicas/<id> alive under a lease: a node whose replica is gone is not heard."""
