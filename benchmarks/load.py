@@ -1,0 +1,241 @@
+"""Load on one replica: many agents in a process of its own, each with its own certificate, connection and stream.
+
+They speak the real protocol over mTLS: hello, a heartbeat, a renewal and a workload report each second, and full
+telemetry of 8 devices at the rate asked for. Their devices are healthy and no event comes from them.
+
+As a program it reads "rate <telemetry frames per second over all agents>" lines (``flood``: as fast as the server takes
+them) on standard input and answers each with a line of JSON about the time since the line before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import cpu_seconds
+from gridkeeper.cli.local.grid import LocalGrid
+from gridkeeper.cli.local.plan import TRUST_DOMAIN
+from gridkeeper.clock import SystemClock
+from gridkeeper.config import TlsFiles
+from gridkeeper.identity import spiffe
+from gridkeeper.identity.ca import CertificateAuthority
+from gridkeeper.identity.tls import channel_credentials
+from gridkeeper.ports.link import LinkClosed
+from gridkeeper.telemetry import COLUMN, METRICS, SCHEMA_VERSION
+from gridkeeper.v1.agent_pb2 import AgentFrame, DeviceInfo, Heartbeat, Hello, Renewal, Telemetry, WorkloadReport
+from nodeagent.transport import GrpcAgentSession, GrpcTransport
+
+DEVICES = 8
+LIFE_MS = 1_000
+"""Between heartbeats, renewals and reports: the default timings."""
+CONNECTS_PER_S = 50
+FLOOD = float("inf")
+HEALTHY = {
+    "temperature": 55, "temperature_memory": 60, "temperature_slowdown": 90, "power": 400, "power_limit": 700,
+    "clock_sm": 1980, "clock_sm_max": 1980, "clock_memory": 2619, "utilisation": 95, "memory_used": 60_000,
+    "memory_total": 81_559, "pcie_generation": 5, "pcie_generation_max": 5, "pcie_width": 16, "pcie_width_max": 16,
+    "processes": 1,
+}  # fmt: skip
+"""Of an H100 at work; every other metric is 0."""
+
+
+@dataclass(slots=True)
+class Counters:
+    frames: int = 0
+    ended: int = 0
+
+
+class LoadAgent:
+    """One node: connects, and sends until cancelled."""
+
+    def __init__(self, node: str, region: str, tls: TlsFiles, address: str, counters: Counters) -> None:
+        self._node = node
+        self._region = region
+        self._tls = tls
+        self._address = address
+        self._counters = counters
+        self.period_s = 0.0  # between telemetry frames; 0: none, negative: no pause
+        self.changed = asyncio.Event()
+        self._writing = asyncio.Lock()
+        row = np.zeros(len(METRICS), dtype="<f4")
+        for name, value in HEALTHY.items():
+            row[COLUMN[name]] = value
+        values = np.tile(row, (DEVICES, 1)).tobytes()
+        self._telemetry = AgentFrame(telemetry=Telemetry(rows=DEVICES, columns=len(METRICS), values=values, age_ms=5))
+
+    def _hello(self) -> Hello:
+        return Hello(
+            node=self._node,
+            region=self._region,
+            rack=f"rack-{self._node}",
+            boot_id="load",
+            spool=f"load-{os.getpid()}",
+            agent_version="load",
+            backends=["load"],
+            metric_schema=SCHEMA_VERSION,
+            devices=[
+                DeviceInfo(
+                    slot=f"gpu{n}",
+                    uuid=f"GPU-{self._node}-{n}",
+                    vendor="nvidia",
+                    model="NVIDIA H100 80GB HBM3",
+                    architecture="hopper",
+                    pci_bus_id=f"0000:{n:02x}:00",
+                    memory_mib=81_559,
+                )
+                for n in range(DEVICES)
+            ],
+        )
+
+    async def run(self, open_: asyncio.Event) -> None:
+        transport = GrpcTransport(channel_credentials(self._tls))
+        session = await transport.connect(self._address)
+        try:
+            await session.send(AgentFrame(hello=self._hello()))
+            await session.receive()
+            open_.set()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(session))
+                group.create_task(self._live(session))
+                group.create_task(self._measure(session))
+        except* LinkClosed as closed:
+            self._counters.ended += 1
+            print(f"{self._node}: {closed.exceptions[0]}", file=sys.stderr, flush=True)
+        finally:
+            await session.close()
+
+    async def _send(self, session: GrpcAgentSession, frame: AgentFrame) -> None:
+        async with self._writing:
+            await session.send(frame)
+        self._counters.frames += 1
+
+    async def _listen(self, session: GrpcAgentSession) -> None:
+        while True:
+            await session.receive()
+
+    async def _live(self, session: GrpcAgentSession) -> None:
+        await asyncio.sleep(random.random() * LIFE_MS / 1000)
+        number = 0
+        while True:
+            number += 1
+            await self._send(session, AgentFrame(heartbeat=Heartbeat()))
+            await self._send(session, AgentFrame(renewal=Renewal(id=number)))
+            await self._send(session, AgentFrame(workloads=WorkloadReport()))
+            await asyncio.sleep(LIFE_MS / 1000)
+
+    async def _measure(self, session: GrpcAgentSession) -> None:
+        due = time.monotonic() + random.random() * max(self.period_s, 0.0)
+        while True:
+            if self.period_s == 0:
+                self.changed.clear()
+                await self.changed.wait()
+                due = time.monotonic() + random.random() * max(self.period_s, 0.0)
+                continue
+            if self.period_s > 0:
+                due = max(due + self.period_s, time.monotonic() - self.period_s)
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._send(session, self._telemetry)
+
+
+async def serve(spec: dict[str, str], nodes: dict[str, str]) -> None:
+    """``spec``: region, address, authority; ``nodes``: name -> directory of its certificate."""
+    counters = Counters()
+    agents = []
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for name, directory in nodes.items():
+            home = Path(directory)
+            tls = TlsFiles(str(home / "node.crt"), str(home / "node.key"), spec["authority"])
+            agent, opened = LoadAgent(name, spec["region"], tls, spec["address"], counters), asyncio.Event()
+            tasks.append(group.create_task(agent.run(opened)))
+            agents.append(agent)
+            async with asyncio.timeout(20):
+                await opened.wait()
+            await asyncio.sleep(1 / CONNECTS_PER_S)
+        print(json.dumps({"agents": len(agents)}), flush=True)
+        began, before, cpu = time.monotonic(), counters.frames, cpu_seconds(os.getpid())
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            rate = float(line.split()[1])
+            seconds, used = time.monotonic() - began, cpu_seconds(os.getpid())
+            said = {
+                "seconds": seconds,
+                "frames_per_s": (counters.frames - before) / seconds,
+                "cpu_percent": 100 * (used - cpu) / seconds,
+                "ended": counters.ended,
+            }
+            print(json.dumps(said), flush=True)
+            began, before, cpu = time.monotonic(), counters.frames, used
+            for agent in agents:
+                agent.period_s = 0.0 if rate == 0 else -1.0 if rate == FLOOD else len(agents) / rate
+                agent.changed.set()
+        for task in tasks:
+            task.cancel()
+
+
+class Load:
+    """The parent's side. ``async with Load(grid, region, replica_address, agents) as load``."""
+
+    def __init__(self, grid: LocalGrid, region: str, address: str, agents: int) -> None:
+        self._grid = grid
+        self._region = region
+        self._address = address
+        self._agents = agents
+        self._process: asyncio.subprocess.Process
+
+    async def __aenter__(self) -> Load:
+        places = self._grid.places
+        authority = CertificateAuthority.load(places.ca, SystemClock())
+        nodes = {}
+        for number in range(self._agents):
+            name = f"{self._region}-load-{number}"
+            home = places.root / "load" / name
+            authority.issue(spiffe.node(self._region, name), home, stem="node")
+            nodes[name] = str(home)
+        spec = {"region": self._region, "address": self._address, "authority": str(authority.authority)}
+        assert authority.trust_domain == TRUST_DOMAIN
+        listing = places.root / "load" / "agents.json"
+        listing.write_text(json.dumps({"spec": spec, "nodes": nodes}))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.load", str(listing),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        await self._answer(60)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def rate(self, telemetry_per_s: float) -> dict[str, float]:
+        """Set it; the answer is about the time since the last call: seconds, frames_per_s, cpu_percent, ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"rate {telemetry_per_s}\n".encode())
+        await self._process.stdin.drain()
+        return await self._answer(30)
+
+    async def _answer(self, timeout_s: float) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
+        if not line:
+            raise RuntimeError("the load process has ended; its errors are above")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+if __name__ == "__main__":
+    told = json.loads(Path(sys.argv[1]).read_text())
+    asyncio.run(serve(told["spec"], told["nodes"]))
