@@ -104,14 +104,20 @@ class GridService:
         wish, ttl_ms = self._actor.wish(who, request.reason), checked_ttl(request.ttl_ms)
         views, settings = self._views, self._acts.settings()
         return await self._actor.carry_out(
-            "region", who, lambda: intents.cordon(request.target, ttl_ms, wish, views.region(), settings, views.now())
+            "region",
+            who,
+            lambda: intents.cordon(
+                request.target, ttl_ms, request.maintenance, wish, views.region(), settings, views.now()
+            ),
         )
 
     async def uncordon(self, request: api_pb2.CordonRequest, who: str) -> ActResponse:
         wish = self._actor.wish(who, request.reason)
         views, settings = self._views, self._acts.settings()
         return await self._actor.carry_out(
-            "region", who, lambda: intents.uncordon(request.target, wish, views.region(), settings, views.now())
+            "region",
+            who,
+            lambda: intents.uncordon(request.target, request.maintenance, wish, views.region(), settings, views.now()),
         )
 
     async def drain(self, request: api_pb2.DrainRequest, who: str) -> ActResponse:

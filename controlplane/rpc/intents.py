@@ -10,6 +10,7 @@ import grpc
 
 from controlplane.domain import cordon as cordons
 from controlplane.domain.drain_progress import cancellation
+from controlplane.domain.uptime import MAINTENANCE
 from controlplane.rpc.refusal import Refusal, invalid, not_found, precondition
 from gridkeeper.decision import Decision, Delete, Draft, Now, guards_of
 from gridkeeper.ids import DeviceId, IncidentId, JobId, MigrationId, NodeId
@@ -102,9 +103,14 @@ def drain(target: str, wish: Wish, region: RegionState, now: Now) -> Plan:
     return Plan(f"{sentence}; the region's leader plans it within the budgets", objects, decision)
 
 
-def cordon(target: str, ttl_ms: int, wish: Wish, region: RegionState, settings: Settings, now: Now) -> Plan:
-    """The caller's reason on a node or device; repeating it unchanged changes nothing."""
+def cordon(
+    target: str, ttl_ms: int, maintenance: bool, wish: Wish, region: RegionState, settings: Settings, now: Now
+) -> Plan:
+    """The caller's reason on a node or device, or announced maintenance, whose time the ledger excludes; repeating it
+    unchanged changes nothing."""
     devices_of(target, region)
+    if maintenance:
+        wish = dataclasses.replace(wish, actor=MAINTENANCE, reason=f"{wish.reason} (announced by {wish.actor})")
     objects = (reference_of(target),)
     held = region.cordons.get(target)
     own = [reason for reason in held.record.reasons if reason.owner == wish.actor] if held else []
@@ -114,15 +120,22 @@ def cordon(target: str, ttl_ms: int, wish: Wish, region: RegionState, settings: 
     return Plan(decision.sentence, objects, decision)
 
 
-def uncordon(target: str, wish: Wish, region: RegionState, settings: Settings, now: Now) -> Plan:
-    """Take back the caller's reason, and return devices that were drained by way of probation."""
+def uncordon(target: str, maintenance: bool, wish: Wish, region: RegionState, settings: Settings, now: Now) -> Plan:
+    """Take back the caller's reason, or end maintenance whoever announced it, and return devices that were drained by
+    way of probation."""
     devices_of(target, region)
+    if maintenance:
+        wish = dataclasses.replace(wish, actor=MAINTENANCE, reason=f"{wish.reason} (ended by {wish.actor})")
     objects = (reference_of(target),)
     decision = cordons.uncordon(region, settings, target, wish.actor, wish.reason, now, trace=wish.trace)
     if decision is None:
         held = region.cordons.get(target)
-        others = f"; it is cordoned by {', '.join(r.owner for r in held.record.reasons)}" if held else ""
-        return Plan(f"{wish.actor} has no cordon on {target}, and nothing on it waits to be returned{others}", objects)
+        owners = [reason.owner for reason in held.record.reasons] if held else []
+        others = f"; it is cordoned by {', '.join(owners)}" if owners else ""
+        remedy = f"; 'gridkeeper uncordon {target} --maintenance' ends the maintenance" if MAINTENANCE in owners else ""
+        return Plan(
+            f"{wish.actor} has no cordon on {target}, and nothing on it waits to be returned{others}{remedy}", objects
+        )
     return Plan(decision.sentence, objects, decision)
 
 

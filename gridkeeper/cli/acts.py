@@ -46,28 +46,30 @@ reason_option = click.option("--reason", default="", help="Why, in one line: goe
 @click.argument("target", metavar="NODE|DEVICE")
 @reason_option
 @click.option("--for", "ttl", type=SPAN, default=0, metavar="DURATION", help="Ends by itself after this (2h, 1d).")
+@click.option("--maintenance", is_flag=True, help="Announced maintenance: the SLA ledger excludes its time.")
 @client_options
 @pass_session
-def cordon(session: Session, target: str, reason: str, ttl: int) -> int:
+def cordon(session: Session, target: str, reason: str, ttl: int, maintenance: bool) -> int:
     """Place nothing new on a node, or on one device; what runs there goes on.
 
     \b
     Examples:
-      gridkeeper cordon east-1 --reason "swap of the PSU" --for 2h
+      gridkeeper cordon east-1 --reason "swap of the PSU" --maintenance --for 2h
       gridkeeper cordon east-1/gpu3
     """
-    return tell(call(session, lambda grid: grid.cordon(target, reason, ttl)))
+    return tell(call(session, lambda grid: grid.cordon(target, reason, ttl, maintenance)))
 
 
 @click.command()
 @click.argument("target", metavar="NODE|DEVICE")
 @reason_option
+@click.option("--maintenance", is_flag=True, help="End announced maintenance, whoever announced it.")
 @client_options
 @pass_session
-def uncordon(session: Session, target: str, reason: str) -> int:
+def uncordon(session: Session, target: str, reason: str, maintenance: bool) -> int:
     """Take back your cordon of a node or device (others' stay), and return what was drained there by hand, or the
     drained device that is named, to service: by way of probation."""
-    return tell(call(session, lambda grid: grid.uncordon(target, reason)))
+    return tell(call(session, lambda grid: grid.uncordon(target, reason, maintenance)))
 
 
 @click.command()

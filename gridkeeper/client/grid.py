@@ -194,15 +194,18 @@ class GridClient:
 
     # -- acting -------------------------------------------------------------------------------------------------
 
-    async def cordon(self, target: str, reason: str, ttl_ms: int = 0) -> Act:
-        """Nothing new is placed on the node or device ``target``. ``ttl_ms`` 0: until uncordoned."""
+    async def cordon(self, target: str, reason: str, ttl_ms: int = 0, maintenance: bool = False) -> Act:
+        """Nothing new is placed on the node or device ``target``. ``ttl_ms`` 0: until uncordoned. ``maintenance``: it
+        is announced, and the ledger excludes its time."""
         replicas = await self._home_of(target)
-        return await self._act(replicas, "Cordon", api_pb2.CordonRequest(target=target, reason=reason, ttl_ms=ttl_ms))
+        request = api_pb2.CordonRequest(target=target, reason=reason, ttl_ms=ttl_ms, maintenance=maintenance)
+        return await self._act(replicas, "Cordon", request)
 
-    async def uncordon(self, target: str, reason: str = "") -> Act:
-        """Take back the caller's own cordon of ``target``."""
+    async def uncordon(self, target: str, reason: str = "", maintenance: bool = False) -> Act:
+        """Take back the caller's own cordon of ``target``, or end its ``maintenance``, whoever announced that."""
         replicas = await self._home_of(target)
-        return await self._act(replicas, "Uncordon", api_pb2.CordonRequest(target=target, reason=reason))
+        request = api_pb2.CordonRequest(target=target, reason=reason, maintenance=maintenance)
+        return await self._act(replicas, "Uncordon", request)
 
     async def drain(self, target: str, reason: str) -> Act:
         """Ask for ``target`` (a device, or each device of a node) to be taken out, within the budgets."""

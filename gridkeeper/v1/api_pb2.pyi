@@ -675,21 +675,25 @@ class CordonRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TTL_MS_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """node or device"""
     reason: _builtins.str
     ttl_ms: _builtins.int
     """0: never expires"""
+    maintenance: _builtins.bool
+    """not the caller's own cordon but announced maintenance, which any operator may end"""
     def __init__(
         self,
         *,
         target: _builtins.str = ...,
         reason: _builtins.str = ...,
         ttl_ms: _builtins.int = ...,
+        maintenance: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "target", b"target", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maintenance", b"maintenance", "reason", b"reason", "target", b"target", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from controlplane.domain import uptime
 from gridkeeper.client import (
     Gone,
     GridClient,
@@ -27,6 +28,7 @@ from gridkeeper.identity import spiffe
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ids import JobId, NodeId, RegionId
 from gridkeeper.keys import KEYS
+from gridkeeper.records.books import UptimeClass
 from gridkeeper.records.faults import DrainState, IncidentState
 from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import JobState
@@ -366,6 +368,25 @@ async def test_cordons_have_owners(servers: GridServers, client: GridClient, gri
     assert budget.holds == ()  # what was held for the cordons is free again
     with pytest.raises(InvalidRequest, match="ttl_ms: -1 is not between 0"):
         await client.cordon("east-1", "", ttl_ms=-1)
+
+
+async def test_maintenance_is_announced_and_ended_by_any_operator(
+    servers: GridServers, client: GridClient, grid: FakeGrid
+) -> None:
+    """Its time is excluded from the books; nobody ends it by taking back a cordon of their own."""
+    announced = await client.cordon("east-1", "new fans", ttl_ms=3_600_000, maintenance=True)
+    assert "new fans (announced by user/ann)" in announced.sentence
+    device = next(held.record for held in grid.region().health.values() if held.record.node == "east-1")
+    standing = uptime.of_device(grid.region(), device)
+    assert standing.uptime is UptimeClass.EXCLUDED and standing.reason.endswith("new fans (announced by user/ann)")
+    async with servers.client(spiffe.user("bob", "operator")) as bob:
+        await bob.cordon("east-1", "suspicious")
+        assert "still cordoned by maintenance" in (await bob.uncordon("east-1")).sentence
+        assert "'gridkeeper uncordon east-1 --maintenance' ends" in (await bob.uncordon("east-1")).sentence
+        ended = await bob.uncordon("east-1", "fans are in", maintenance=True)
+        assert "fans are in (ended by user/bob)" in ended.sentence
+    assert "east-1" not in grid.region().cordons
+    assert uptime.of_device(grid.region(), device).uptime is not UptimeClass.EXCLUDED
 
 
 async def test_a_cordon_counts_in_the_budgets(client: GridClient, grid: FakeGrid) -> None:

@@ -225,6 +225,15 @@ async def test_acknowledging_several_incidents(cli: Cli, servers: GridServers) -
     assert {i.record.acknowledged_by for i in east.region().incidents.values()} == {"user/ann"}
 
 
+async def test_maintenance_is_announced_and_ended(cli: Cli, servers: GridServers) -> None:
+    told = await cli("cordon", "east-1", "--maintenance", "--for", "2h", "--reason", "new fans")
+    assert told.code == 0 and "east-1 cordoned by maintenance" in told.out, told.err
+    (reason,) = servers.grids["east-1"].region().cordons["east-1"].record.reasons
+    assert (reason.owner, reason.reason) == ("maintenance", "new fans (announced by user/ann)")
+    ended = await cli("uncordon", "east-1", "--maintenance")
+    assert ended.code == 0 and "east-1" not in servers.grids["east-1"].region().cordons, ended.err
+
+
 async def test_describe_shows_everything_and_what_is_related(cli: Cli) -> None:
     result = await cli("describe", "device", "east-1/gpu0")
     assert result.code == 0
