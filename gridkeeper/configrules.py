@@ -155,6 +155,4 @@ RULES: dict[tuple[type, str], Rule] = {
     (Policy, "freeze_fraction"): between(0.0, 1.0),
     (Policy, "probation_ms"): between(0, 365 * _DAY),
     (Policy, "repair_hold_ms"): between(0, 365 * _DAY),
-    (Policy, "corrected_ecc_per_hour"): between(0.0, 1e12),
-    (Policy, "budget_per_job_fraction"): between(0.0, 1.0),
 }

@@ -111,8 +111,6 @@ class Policy:
     freeze_fraction: float = 0.5  # more nodes than this silent at once: the observer is what is broken
     probation_ms: int = 600_000
     repair_hold_ms: int = 60_000  # drained at least this long before clear evidence moves it on to probation
-    corrected_ecc_per_hour: float = 100.0
-    budget_per_job_fraction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

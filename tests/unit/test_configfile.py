@@ -45,7 +45,7 @@ CONTROL = ControlPlaneConfig(
     global_store=StoreConfig(("10.0.0.1:2379", "http://10.0.0.2:2379"), allow_unsafe_version=True),
     checkpoints=(RegionPath(RegionId("east"), "/ck/east"), RegionPath(RegionId("west"), "/ck/west")),
     timings=SHORT,
-    policy=Policy(budgets=(BudgetPolicy("rack", 0.5, 2),), corrected_ecc_per_hour=1e-7),
+    policy=Policy(budgets=(BudgetPolicy("rack", 0.5, 2),), freeze_fraction=1e-7),
 )
 CLIENT = ClientConfig((RegionEndpoints(RegionId("east"), ("127.0.0.1:7443",)),), TLS)
 

@@ -1,7 +1,8 @@
-"""Protects: every field of every configuration file is documented, with its default."""
+"""Protects: every field of every configuration file does something, and is documented with its default."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -12,7 +13,8 @@ from gridkeeper import config
 from gridkeeper.snapshot import BudgetPolicy, Policy
 from gridkeeper.timings import Timings
 
-TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "configuration.md").read_text()
 TABLES = (config.AgentConfig, config.ControlPlaneConfig, config.ClientConfig, config.TlsFiles, config.StoreConfig,
           Timings, Policy)  # fmt: skip
 SENTENCES = (config.RegionPath, config.RegionEndpoints, BudgetPolicy)
@@ -31,6 +33,20 @@ def test_each_field_has_a_row_with_its_default(kind: type) -> None:
         assert (rows[name] == "") == required, name
         if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
             assert rows[name] == f"`{field.default}`", name
+
+
+@pytest.fixture(scope="module")
+def read_somewhere() -> set[str]:
+    """Names of all attributes that the product reads."""
+    parts = ("gridkeeper", "controlplane", "failover", "nodeagent", "tui")
+    files = [path for part in parts for path in (ROOT / part).rglob("*.py") if "v1" not in path.parts]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+@pytest.mark.parametrize("kind", (*TABLES, *SENTENCES), ids=lambda kind: kind.__name__)
+def test_no_setting_is_without_effect(kind: type, read_somewhere: set[str]) -> None:
+    assert {f.name for f in dataclasses.fields(kind)} <= read_somewhere
 
 
 @pytest.mark.parametrize("kind", SENTENCES, ids=lambda kind: kind.__name__)
