@@ -11,9 +11,10 @@ this process hears from etcd, by a watch, that the device's drain record is ther
 are compared, and the figure includes the watch's way back (``watch_lag``, measured with our own puts: too long by that,
 never too short).
 
-The load is telemetry of many more nodes on the same replica (``benchmarks/load.py``). Its maximum is found first, in
-the same run: the nodes send as fast as the replica takes it; the frames per second, divided by the share of a core that
-the replica used, are what one core takes. ``--load-percent`` of that is kept up while the faults come.
+The load is what many more nodes send to the same replica (``benchmarks/load.py``), in rounds: all that one node sends
+in a second. Its maximum is found first, in the same run: the load sends as fast as the replica answers; the rounds per
+second, divided by the share of a core that the replica used (if less than one), are what one core takes.
+``--load-percent`` of that is kept up while the faults come.
 
 Between the faults, under the same load, come puts of 256 bytes from this process to the same etcd: the yardstick.
 """
@@ -153,15 +154,15 @@ async def measure(grid: LocalGrid, store: Store, faults: int, chance: random.Ran
 
 
 async def find_maximum(load: Load, replica: int) -> tuple[float, float]:
-    """(frames per second that the replica can take with one core, the share of a core it used, in percent)."""
+    """(rounds per second that the replica can take with one core, the share of a core it used, in percent)."""
     await load.rate(FLOOD)
-    await asyncio.sleep(1.5)  # buffers fill
+    await asyncio.sleep(1)
     await load.rate(FLOOD)
     began, cpu = time.monotonic(), cpu_seconds(replica)
     await asyncio.sleep(FLOOD_S)
     share = (cpu_seconds(replica) - cpu) / (time.monotonic() - began)
     answer = await load.rate(0)
-    return answer["frames_per_s"] / min(1.0, share), 100 * share
+    return answer["rounds_per_s"] / min(1.0, share), 100 * share
 
 
 async def main() -> None:
@@ -185,18 +186,16 @@ async def main() -> None:
         if options.load_percent > 0:
             load = await stack.enter_async_context(Load(grid, REGION, replica.address, options.agents))
             maximum, reached = await find_maximum(load, pid)
-            say(f"one core of the replica takes {maximum:.0f} frames/s (it used {reached:.0f} % while flooded)")
-            await asyncio.sleep(2)
-            lives = 3.0 * options.agents
-            await load.rate(max(1.0, maximum * options.load_percent / 100 - lives))
-            await asyncio.sleep(2)
-            await load.rate(max(1.0, maximum * options.load_percent / 100 - lives))
+            say(f"one core of the replica takes {maximum:.0f} rounds/s (it used {reached:.0f} % while flooded)")
+            await load.rate(maximum * options.load_percent / 100)
+            await asyncio.sleep(3)
+            await load.rate(maximum * options.load_percent / 100)
         agents = [grid.agent(node.name).pid for node in grid.nodes]
         groups = {"replica": [pid], "agents": agents, "load": [load.pid] if load else []}
         busy = Busy(**groups)
         result = await measure(grid, store, faults, random.Random(options.seed))
         shares = busy.percent()
-        during = await load.rate(0) if load else {"frames_per_s": 0.0, "ended": 0.0}
+        during = await load.rate(0) if load else {"rounds_per_s": 0.0, "ended": 0.0}
         report(result, shares, during, maximum, options.agents if load else 0, shape)
 
 
@@ -218,19 +217,21 @@ def report(
     quarter = max(1, len(drains) // 4)
     first, final = quantile(drains[:quarter], 0.5), quantile(drains[-quarter:], 0.5)
     devices = shape.nodes * shape.devices + agents * DEVICES
-    percent = 100 * during["frames_per_s"] / maximum if maximum else 0.0
+    percent = 100 * during["rounds_per_s"] / maximum if maximum else 0.0
     say(f"{machine()}")
     say(
-        f"a region of {shape.nodes + agents} nodes and {devices} devices; load {during['frames_per_s']:.0f} frames/s = "
+        f"a region of {shape.nodes + agents} nodes and {devices} devices; load {during['rounds_per_s']:.0f} rounds/s = "
         f"{percent:.0f} % of the maximum, {during['ended']:.0f} streams ended"
     )
+    if maximum:
+        say(f"a renewal of the load is answered in p50 {during['wait_ms_p50']:.1f}, p99 {during['wait_ms_p99']:.1f} ms")
     say("CPU, % of one core: " + ", ".join(f"{name} {share:.0f}" for name, share in sorted(shares.items())))
     say(f"first quarter of the faults p50 {first:.1f} ms, last quarter {final:.1f} ms")
     last_line(
         benchmark="latency",
         load_percent=percent,
-        load_frames_per_s=during["frames_per_s"],
-        max_frames_per_s=maximum,
+        load_rounds_per_s=during["rounds_per_s"],
+        max_rounds_per_s=maximum,
         faults=len(drains),
         nodes=shape.nodes + agents,
         devices=devices,

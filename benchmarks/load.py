@@ -1,10 +1,12 @@
 """Load on one replica: many agents in a process of its own, each with its own certificate, connection and stream.
 
-They speak the real protocol over mTLS: hello, a heartbeat, a renewal and a workload report each second, and full
-telemetry of 8 devices at the rate asked for. Their devices are healthy and no event comes from them.
+They speak the real protocol over mTLS. What an agent sends each second by the default timings is a *round*: telemetry
+of 8 devices, a heartbeat, a renewal and a workload report. A load of n rounds per second is what n nodes send, over
+fewer connections. The devices are healthy and no event comes from them. A renewal is answered in the order of what came
+before it, so its answer says that its round was taken; only those rounds are counted.
 
-As a program it reads "rate <telemetry frames per second over all agents>" lines (``flood``: as fast as the server takes
-them) on standard input and answers each with a line of JSON about the time since the line before.
+As a program it reads lines "rate <rounds per second over all agents>" on standard input (``inf``: as fast as the server
+answers, ``0``: one each second and agent) and answers each with a line of JSON about the time since the line before.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import os
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import cpu_seconds
+from benchmarks.common import cpu_seconds, quantile
 from gridkeeper.cli.local.grid import LocalGrid
 from gridkeeper.cli.local.plan import TRUST_DOMAIN
 from gridkeeper.clock import SystemClock
@@ -35,10 +37,10 @@ from gridkeeper.v1.agent_pb2 import AgentFrame, DeviceInfo, Heartbeat, Hello, Re
 from nodeagent.transport import GrpcAgentSession, GrpcTransport
 
 DEVICES = 8
-LIFE_MS = 1_000
-"""Between heartbeats, renewals and reports: the default timings."""
 CONNECTS_PER_S = 50
 FLOOD = float("inf")
+FLOOD_WINDOW = 2
+"""Rounds of one agent under way while flooding."""
 HEALTHY = {
     "temperature": 55, "temperature_memory": 60, "temperature_slowdown": 90, "power": 400, "power_limit": 700,
     "clock_sm": 1980, "clock_sm_max": 1980, "clock_memory": 2619, "utilisation": 95, "memory_used": 60_000,
@@ -50,8 +52,9 @@ HEALTHY = {
 
 @dataclass(slots=True)
 class Counters:
-    frames: int = 0
+    rounds: int = 0
     ended: int = 0
+    waits_ms: list[float] = field(default_factory=list)  # from a renewal's sending to its answer
 
 
 class LoadAgent:
@@ -63,9 +66,10 @@ class LoadAgent:
         self._tls = tls
         self._address = address
         self._counters = counters
-        self.period_s = 0.0  # between telemetry frames; 0: none, negative: no pause
+        self.period_s = 1.0  # between rounds; 0: no pause
         self.changed = asyncio.Event()
-        self._writing = asyncio.Lock()
+        self._sent: dict[int, float] = {}  # renewal -> when it was sent
+        self._answered = asyncio.Event()
         row = np.zeros(len(METRICS), dtype="<f4")
         for name, value in HEALTHY.items():
             row[COLUMN[name]] = value
@@ -105,45 +109,43 @@ class LoadAgent:
             open_.set()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(session))
-                group.create_task(self._live(session))
-                group.create_task(self._measure(session))
+                group.create_task(self._send(session))
         except* LinkClosed as closed:
             self._counters.ended += 1
             print(f"{self._node}: {closed.exceptions[0]}", file=sys.stderr, flush=True)
         finally:
             await session.close()
 
-    async def _send(self, session: GrpcAgentSession, frame: AgentFrame) -> None:
-        async with self._writing:
-            await session.send(frame)
-        self._counters.frames += 1
-
     async def _listen(self, session: GrpcAgentSession) -> None:
         while True:
-            await session.receive()
+            frame = await session.receive()
+            if frame.WhichOneof("frame") == "renewal_ack":
+                sent = self._sent.pop(frame.renewal_ack.id)
+                self._counters.waits_ms.append((time.perf_counter() - sent) * 1000)
+                self._counters.rounds += 1
+                self._answered.set()
 
-    async def _live(self, session: GrpcAgentSession) -> None:
-        await asyncio.sleep(random.random() * LIFE_MS / 1000)
-        number = 0
+    async def _send(self, session: GrpcAgentSession) -> None:
+        number, due = 0, time.monotonic() + random.random() * self.period_s
         while True:
-            number += 1
-            await self._send(session, AgentFrame(heartbeat=Heartbeat()))
-            await self._send(session, AgentFrame(renewal=Renewal(id=number)))
-            await self._send(session, AgentFrame(workloads=WorkloadReport()))
-            await asyncio.sleep(LIFE_MS / 1000)
-
-    async def _measure(self, session: GrpcAgentSession) -> None:
-        due = time.monotonic() + random.random() * max(self.period_s, 0.0)
-        while True:
-            if self.period_s == 0:
+            if self.changed.is_set():
                 self.changed.clear()
-                await self.changed.wait()
-                due = time.monotonic() + random.random() * max(self.period_s, 0.0)
-                continue
+                due = time.monotonic() + random.random() * self.period_s
             if self.period_s > 0:
-                due = max(due + self.period_s, time.monotonic() - self.period_s)
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-            await self._send(session, self._telemetry)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), max(0.0, due - time.monotonic()))
+                    continue
+                due += self.period_s
+            else:
+                while len(self._sent) >= FLOOD_WINDOW:
+                    self._answered.clear()
+                    await self._answered.wait()
+            number += 1
+            await session.send(self._telemetry)
+            await session.send(AgentFrame(heartbeat=Heartbeat()))
+            await session.send(AgentFrame(workloads=WorkloadReport()))
+            self._sent[number] = time.perf_counter()
+            await session.send(AgentFrame(renewal=Renewal(id=number)))
 
 
 async def serve(spec: dict[str, str], nodes: dict[str, str]) -> None:
@@ -162,20 +164,23 @@ async def serve(spec: dict[str, str], nodes: dict[str, str]) -> None:
                 await opened.wait()
             await asyncio.sleep(1 / CONNECTS_PER_S)
         print(json.dumps({"agents": len(agents)}), flush=True)
-        began, before, cpu = time.monotonic(), counters.frames, cpu_seconds(os.getpid())
+        began, cpu = time.monotonic(), cpu_seconds(os.getpid())
+        counters.rounds, counters.waits_ms = 0, []
         while line := await asyncio.to_thread(sys.stdin.readline):
             rate = float(line.split()[1])
             seconds, used = time.monotonic() - began, cpu_seconds(os.getpid())
             said = {
                 "seconds": seconds,
-                "frames_per_s": (counters.frames - before) / seconds,
+                "rounds_per_s": counters.rounds / seconds,
+                "wait_ms_p50": quantile(counters.waits_ms, 0.5),
+                "wait_ms_p99": quantile(counters.waits_ms, 0.99),
                 "cpu_percent": 100 * (used - cpu) / seconds,
                 "ended": counters.ended,
             }
             print(json.dumps(said), flush=True)
-            began, before, cpu = time.monotonic(), counters.frames, used
+            began, cpu, counters.rounds, counters.waits_ms = time.monotonic(), used, 0, []
             for agent in agents:
-                agent.period_s = 0.0 if rate == 0 else -1.0 if rate == FLOOD else len(agents) / rate
+                agent.period_s = 1.0 if rate == 0 else 0.0 if rate == FLOOD else len(agents) / rate
                 agent.changed.set()
         for task in tasks:
             task.cancel()
@@ -220,10 +225,11 @@ class Load:
     def pid(self) -> int:
         return self._process.pid
 
-    async def rate(self, telemetry_per_s: float) -> dict[str, float]:
-        """Set it; the answer is about the time since the last call: seconds, frames_per_s, cpu_percent, ended."""
+    async def rate(self, rounds_per_s: float) -> dict[str, float]:
+        """Set it. The answer is about the time since the last call: seconds, rounds_per_s, wait_ms_p50 and …_p99 (of
+        renewals), cpu_percent (of the load's own process), ended (streams, since the start)."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"rate {telemetry_per_s}\n".encode())
+        self._process.stdin.write(f"rate {rounds_per_s}\n".encode())
         await self._process.stdin.drain()
         return await self._answer(30)
 
