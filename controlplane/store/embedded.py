@@ -25,6 +25,7 @@ import psutil
 from controlplane.store.etcd_channel import Endpoint, pb
 from controlplane.store.etcd_errors import Version, unsafe
 from gridkeeper.config import StoreConfig, TlsFiles
+from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import StoreError, StoreUnavailable
 
@@ -309,12 +310,7 @@ class EmbeddedEtcd:
                    ("grpc.initial_reconnect_backoff_ms", 50), ("grpc.use_local_subchannel_pool", 1))  # fmt: skip
         if self._tls is None:
             return grpc.aio.insecure_channel(target, options=options)
-        credentials = grpc.ssl_channel_credentials(
-            Path(self._tls.authority).read_bytes(),
-            Path(self._tls.key).read_bytes(),
-            Path(self._tls.certificate).read_bytes(),
-        )
-        return grpc.aio.secure_channel(target, credentials, options=options)
+        return grpc.aio.secure_channel(target, channel_credentials(self._tls), options=options)
 
     def _tail(self, member: int) -> str:
         try:

@@ -7,16 +7,16 @@ doubt; error texts such as "failed to connect" are not believed. gRPC's own retr
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from aetcd.rpc import rpc_pb2, rpc_pb2_grpc
 
 from controlplane.store.etcd_errors import Verdict, Version, definite, in_doubt, verdict
-from gridkeeper.config import StoreConfig, TlsFiles
+from gridkeeper.config import StoreConfig
+from gridkeeper.identity.files import TlsError, read_file
+from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.store import StoreDenied, StoreError, StoreUnavailable
 
@@ -62,25 +62,6 @@ class Endpoint:
         return self.channel.get_state(try_to_connect=True)
 
 
-def _read(field: str, path: str, *, secret: bool = False) -> bytes:
-    try:
-        file = Path(path)
-        mode = file.stat().st_mode
-        if secret and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise StoreError(f"{field}: {path} has mode {stat.S_IMODE(mode):04o}; chmod 600 it")
-        return file.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{field}: {path} cannot be read: {error.strerror}") from error
-
-
-def _credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
-        root_certificates=_read("store.tls.authority", tls.authority),
-        private_key=_read("store.tls.key", tls.key, secret=True),
-        certificate_chain=_read("store.tls.certificate", tls.certificate),
-    )
-
-
 def _target(endpoint: str, *, secure: bool) -> str:
     scheme, mark, rest = endpoint.partition("://")
     if not mark:
@@ -91,6 +72,16 @@ def _target(endpoint: str, *, secure: bool) -> str:
         remedy = "write https://" if secure else "configure store.tls, or write http://"
         raise StoreError(f"store.endpoints: {endpoint!r} does not fit store.tls; {remedy}")
     return rest.rstrip("/")
+
+
+def _password(path: str) -> str:
+    field = "store.password_file"
+    try:
+        return read_file(field, path, secret=True).decode().rstrip("\r\n")
+    except TlsError as error:
+        raise StoreError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{field}: {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
 
 
 class Endpoints:
@@ -104,8 +95,7 @@ class Endpoints:
         self._user = config.user
         self._password = ""
         if config.user:
-            text = _read("store.password_file", config.password_file, secret=True)
-            self._password = text.decode().rstrip("\r\n")
+            self._password = _password(config.password_file)
         self._token = ""
         self.all = tuple(self._open(config))
         self._current = int(rng.uniform(0, len(self.all))) % len(self.all)
@@ -114,11 +104,15 @@ class Endpoints:
     @staticmethod
     def _open(config: StoreConfig) -> list[Endpoint]:
         options = list(_OPTIONS)
+        try:
+            credentials = channel_credentials(config.tls) if config.tls else None
+        except TlsError as error:
+            raise StoreError(f"store.{error}") from error
         made = []
         for name in config.endpoints:
             target = _target(name, secure=config.tls is not None)
-            if config.tls is not None:
-                channel = grpc.aio.secure_channel(target, _credentials(config.tls), options=options)
+            if credentials is not None:
+                channel = grpc.aio.secure_channel(target, credentials, options=options)
             else:
                 channel = grpc.aio.insecure_channel(target, options=options)
             made.append(Endpoint(name, channel))

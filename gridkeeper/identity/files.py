@@ -17,9 +17,9 @@ class InsecureKey(TlsError):
     """Others than its owner can read the key."""
 
 
-def read_pem(field: str, path: str | os.PathLike[str], *, secret: bool = False) -> bytes:
-    """The file's bytes. ``secret``: refuse it (``InsecureKey``) when group or others have any right. The mode is that
-    of the file which is read, not of a name looked up before. Raises ``TlsError``."""
+def read_file(field: str, path: str | os.PathLike[str], *, secret: bool = False) -> bytes:
+    """The file's first bytes, at most ``MAX_PEM + 1``. ``secret``: refuse it (``InsecureKey``) when group or others have
+    any right. The mode is that of the file which is read, not of a name looked up before. Raises ``TlsError``."""
     if not os.fspath(path):
         raise TlsError(f"{field}: no file is given")
     try:
@@ -33,12 +33,17 @@ def read_pem(field: str, path: str | os.PathLike[str], *, secret: bool = False) 
         if secret and status.st_mode & 0o077:
             raise InsecureKey(
                 f"{field}: {os.fspath(path)} has mode {stat.S_IMODE(status.st_mode):04o}, so others than its owner can "
-                f"use the key; run: chmod 600 {os.fspath(path)}"
+                f"use it; run: chmod 600 {os.fspath(path)}"
             )
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(MAX_PEM + 1)
+            return file.read(MAX_PEM + 1)
     finally:
         os.close(descriptor)
+
+
+def read_pem(field: str, path: str | os.PathLike[str], *, secret: bool = False) -> bytes:
+    """As ``read_file``, of a file that holds PEM. Raises ``TlsError``."""
+    data = read_file(field, path, secret=secret)
     if len(data) > MAX_PEM or b"-----BEGIN " not in data:
         raise TlsError(f"{field}: {os.fspath(path)} is no PEM file; write it with 'gridkeeper ca issue'")
     return data
