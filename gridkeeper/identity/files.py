@@ -18,8 +18,9 @@ class InsecureKey(TlsError):
 
 
 def read_file(field: str, path: str | os.PathLike[str], *, secret: bool = False) -> bytes:
-    """The first bytes of the file, at most ``MAX_PEM + 1``. ``secret``: refuse it (``InsecureKey``) when group or others
-    have any right. The mode is that of the file which is read, not of a name looked up before. Raises ``TlsError``."""
+    """The first bytes of the file, at most ``MAX_PEM + 1``. ``secret``: refuse it (``InsecureKey``) when group or
+    others have any right. The mode is that of the file which is read, not of a name looked up before. Raises
+    ``TlsError``."""
     if not os.fspath(path):
         raise TlsError(f"{field}: no file is given")
     try:
