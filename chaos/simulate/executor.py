@@ -274,6 +274,9 @@ class SimExecutor:
                 await self._finish(run)
                 break
             if now >= next_step:
+                if run.job.steps and run.step + 1 >= run.job.steps:
+                    self._end(run, 0, 0)  # resumed from its last checkpoint: nothing is left to do
+                    break
                 self._step(run)
                 next_step = now + run.job.step_ms
                 continue

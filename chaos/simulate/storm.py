@@ -274,7 +274,8 @@ def _same_ends(grid: SimGrid) -> tuple[Claim, ...]:
     runs = grid.all(GLOBAL_STORE, KEYS.prefix("runs"), RunRecord)
     for name in map(JobId, JOBS):
         job = grid.one(GLOBAL_STORE, KEYS.job(name), JobRecord)
-        last = max((run for run in runs if run.job == name), key=lambda run: run.epoch, default=None)
+        # One that was ended after its last step, unheard, is started once more and finds nothing left to do.
+        last = max((run for run in runs if run.job == name), key=lambda run: run.last_step, default=None)
         if job is None or job.state not in TERMINAL_JOB or last is None:
             continue
         wanted = loss_of(state_after(name, STEPS - 1))
