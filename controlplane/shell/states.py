@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
-from controlplane.shell.mirror import Mirror
-from gridkeeper.ids import RegionId
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import RegionId, Revision
 from gridkeeper.snapshot import GlobalState, RegionState
 
 
-def region_state(region: RegionId, mirror: Mirror) -> RegionState:
+class Records(Protocol):
+    """A store's records by kind; a ``Mirror`` is one, and says what the methods mean."""
+
+    @property
+    def revision(self) -> Revision: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+    @property
+    def suspect(self) -> frozenset[str]: ...
+
+    def kind(self, kind: str) -> Mapping[str, Versioned[Any]]: ...
+
+    def one(self, kind: str) -> Versioned[Any] | None: ...
+
+
+def region_state(region: RegionId, mirror: Records) -> RegionState:
     """The region's store at the mirror's revision."""
 
     def kind(name: str) -> Any:
@@ -38,7 +56,7 @@ def region_state(region: RegionId, mirror: Mirror) -> RegionState:
     )
 
 
-def global_state(mirror: Mirror) -> GlobalState:
+def global_state(mirror: Records) -> GlobalState:
     """The global store at the mirror's revision; ``fresh`` as of now."""
 
     def kind(name: str) -> Any:
