@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from fractions import Fraction
 
 from chaos.simulate.history import GLOBAL_STORE, Acked, Commit, Injected
@@ -14,6 +14,7 @@ from gridkeeper.keys import KEYS, RegionKeys, event_id
 from gridkeeper.records.books import AccountRecord, EntryRecord
 from gridkeeper.records.faults import BudgetRecord, DrainRecord, DrainState, FindingRecord, HoldKind
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState
+from gridkeeper.records.jobs import OwnershipRecord
 from gridkeeper.snapshot import BudgetPolicy, Settings
 
 OUT = frozenset(
@@ -52,7 +53,8 @@ def acknowledged_once(moments: tuple[Moment, ...], settings: Settings) -> Iterat
 
 def leaders_guarded(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
     """Whatever a leader writes is guarded by its term (the create revision of the leader key as it is), what a region's
-    leader writes to the global store by its grant; terms of a grant only grow."""
+    leader writes to the global store by its grant (of ownership it only withdraws an intent); terms of a grant only
+    grow."""
     terms: dict[str, int] = {}
     grants: dict[str, int] = {}
     for moment in moments:
@@ -62,11 +64,12 @@ def leaders_guarded(moments: tuple[Moment, ...], settings: Settings) -> Iterator
         is_global = commit.store == GLOBAL_STORE
         leader = KEYS.leader if is_global else RegionKeys(RegionId(commit.store)).leader
         wanted = GLOBAL_LEADER | GRANTED if is_global else REGION_LEADER
-        led = sorted({change.kind for change in moment.changes} & wanted)
+        acts = [change for change in moment.changes if change.kind in wanted]
+        led = sorted({change.kind for change in acts})
         held = {(guard.key, guard.revision, guard.create) for guard in commit.guards}
         by_term = commit.store in terms and (leader, terms[commit.store], True) in held
         by_grant = any((key, revision, False) in held for key, revision in grants.items())
-        granted = is_global and set(led) <= GRANTED and by_grant
+        granted = is_global and by_grant and all(change.kind in GRANTED or _withdraws(change) for change in acts)
         if led and not by_term and not granted and not _by_hand(moment):
             yield Violation(
                 commit.at_ms, "leaders guarded", f"{', '.join(led)} of {commit.store} written without the current term"
@@ -81,6 +84,13 @@ def leaders_guarded(moments: tuple[Moment, ...], settings: Settings) -> Iterator
                 grants[change.key] = commit.revision
                 if change.old is not None and (change.new is None or change.new.term <= change.old.term):
                     yield Violation(commit.at_ms, "leaders guarded", f"the grant {change.name} goes back")
+
+
+def _withdraws(change: Changed) -> bool:
+    """The one change of an ownership that a region's leader makes: its node came back in time."""
+    if not isinstance(change.old, OwnershipRecord) or not change.old.revoke or not change.old.revoke.withdrawable:
+        return False
+    return bool(change.new == replace(change.old, revoke=None))
 
 
 def _by_hand(moment: Moment) -> bool:

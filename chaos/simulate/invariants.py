@@ -80,8 +80,8 @@ class _Ownership:
 
 def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
     """A job gets a new epoch, and starts, only after its last one was confirmed stopped, or R after the commit of the
-    intent to revoke it; only the owner starts it; an intent stays until the epoch is over; a renewal is acknowledged
-    only for an epoch that owned the job without intent less than S ago."""
+    intent to revoke it; only the owner starts it; only an intent for silence alone is withdrawn; a renewal is
+    acknowledged only for an epoch that owned the job without intent less than S ago."""
     jobs: dict[JobId, _Ownership] = {}
     for moment in moments:
         now = moment.at_ms
@@ -128,7 +128,11 @@ def _owned(owner: _Ownership, change: Changed, now: int, settings: Settings) -> 
         if (record.node, record.devices) != (old.node, old.devices):
             yield Violation(now, "takeover", f"epoch {record.epoch} of {record.job} moves from {old.node}")
         if old.revoke is not None and record.revoke is None:
-            yield Violation(now, "takeover", f"the intent to revoke epoch {record.epoch} of {record.job} is withdrawn")
+            # R runs anew from the next intent: a wait for this one counts for nothing.
+            owner.revoked.pop(record.epoch, None)
+            if not old.revoke.withdrawable:
+                intent = f"the intent to revoke epoch {record.epoch} of {record.job}"
+                yield Violation(now, "takeover", f"{intent} is withdrawn, though silence was not its only cause")
     elif old is not None and not _over(owner, old.epoch, now, settings):
         yield Violation(
             now, "takeover", f"{record.job} is given epoch {record.epoch} while epoch {old.epoch} may still live"

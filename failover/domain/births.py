@@ -42,6 +42,7 @@ class Cause:
     requested_by: str = MACHINE
     wanted_region: RegionId = NO_REGION
     own_crash: bool = False  # no sign of a device fault: counts against max_restarts
+    silent_revision: int = 0  # see MigrationRecord
 
 
 def new_migration(
@@ -78,6 +79,7 @@ def new_migration(
         rto_ms=-1,
         stages=(Stamp(MigrationState.PLANNED.value, now.ledger_ms),),
         trace=trace,
+        silent_revision=cause.silent_revision,
     )
 
 

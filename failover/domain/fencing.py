@@ -4,6 +4,8 @@ The order that safety rests on (rule 4.1): a renewal is acknowledged only from a
 revoke intent; an agent stops F after the *send* of its last acknowledged renewal; a taker-over waits R after it saw
 the intent durably committed; R ≥ S + F × clock ratio. So the last acknowledgement given from a view without the intent
 is at most S younger than the intent, and its agent has stopped by S + F.
+
+An intent may be withdrawn (``withdrawal``); a later one is another revision of the ownership, and R runs anew from it.
 """
 
 from __future__ import annotations
@@ -50,8 +52,11 @@ def takeover_allowed(seen_ms: int, now_mono_ms: int, timings: Timings) -> bool:
 
 
 def command_for(ownership: OwnershipRecord) -> Desired:
-    """What the owner's agent is to do: a revoke intent is a stop."""
-    return Desired.STOP if ownership.revoke is not None else ownership.desired
+    """What the owner's agent is to do. A revoke intent is a stop, unless silence is its only cause: a stop is final for
+    its epoch, so none is sent while the intent may be withdrawn. Safety does not rest on it: nothing is renewed under
+    an intent, so the agent starts nothing and fences what runs by F."""
+    revoked = ownership.revoke is not None and not ownership.revoke.withdrawable
+    return Desired.STOP if revoked else ownership.desired
 
 
 def epoch_refused(highest: Epoch | None, epoch: Epoch) -> bool:

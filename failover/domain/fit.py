@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from failover.domain.evidence import open_incidents
 from failover.domain.indexes import living_owners
 from gridkeeper.decision import Guard, Versioned, guards_of
+from gridkeeper.hearing import heard
 from gridkeeper.ids import DeviceId, JobId, NodeId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.records.faults import DrainState
@@ -53,8 +54,7 @@ def usable(state: RegionState, device: DeviceId) -> bool:
 
 def silent(state: RegionState, node: NodeId) -> bool:
     """Its session has ended, or the replica that held it is gone: not judged yet, but no place for new work."""
-    session = state.sessions.get(node)
-    return session is not None and not (session.record.open and session.record.replica in state.replicas)
+    return heard(state, node) is False
 
 
 def _out(state: RegionState, device: DeviceId, good: frozenset[HealthState]) -> str:

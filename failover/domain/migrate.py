@@ -38,6 +38,7 @@ from gridkeeper.records.jobs import (
     OfferRecord,
     OwnershipRecord,
     Revoke,
+    RunPhase,
     RunRecord,
 )
 from gridkeeper.snapshot import GlobalState, Settings
@@ -214,7 +215,9 @@ class _Step:
         guards = list(guards_of([(run_key(self.record.job, self.record.source_epoch), self.run)]))
         over = released(owner, self.run, self.now.mono_ms, self.settings.timings)
         if owner.record.revoke is None:
-            intent = Revoke(self.record.id, why, self.now.ledger_ms)
+            alive = self.run is not None and self.run.record.phase is RunPhase.RUNNING
+            withdrawable = alive and self.record.silent_revision > 0
+            intent = Revoke(self.record.id, why, self.now.ledger_ms, withdrawable)
             draft.put(KEYS.ownership(self.record.job), replace(owner.record, revoke=intent), owner)
         else:
             guards.append(Guard(KEYS.ownership(self.record.job), owner.revision))

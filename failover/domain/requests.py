@@ -19,6 +19,7 @@ from failover.domain.indexes import (
     unreadable,
     wants_to_run,
 )
+from failover.domain.withdrawal import THEN, withdraw
 from gridkeeper.decision import Decision, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.ids import DrainId, IncidentId, RegionId
 from gridkeeper.keys import KEYS
@@ -55,7 +56,7 @@ def decide_requests(state: RegionState, world: GlobalState, settings: Settings, 
         elif migration.record.state in BEFORE_STOP and migration.record.kind is MigrationKind.PLANNED:
             decision = _amend(state, ownership, migration, now, grant)
         else:
-            decision = None
+            decision = withdraw(state, world, settings, now, ownership, migration, grant)
         if decision is not None:
             decisions.append(decision)
     return tuple(decisions)
@@ -159,8 +160,8 @@ def _while_alive(
 ) -> Cause | None:
     silent = _silence(state, owner)
     if silent is not None:
-        age = max(0, now.ledger_ms - silent.since_ms)
-        reason = f"node {owner.node} is {silent.state.value} for {age} ms: {silent.reason}"
+        age = max(0, now.ledger_ms - silent.record.since_ms)
+        reason = f"node {owner.node} is {silent.record.state.value} for {age} ms: {silent.record.reason}"
         return _silent_cause(state, owner, silent, reason)
     if migration is None and owner.revoke is not None:
         reason = f"epoch {owner.epoch} is revoked ({owner.revoke.reason}) and nothing moves the job"
@@ -185,20 +186,21 @@ def _while_alive(
     return _drain_cause(state, drain, owner, now) if drain else None
 
 
-def _silence(state: RegionState, owner: OwnershipRecord) -> LivenessRecord | None:
+def _silence(state: RegionState, owner: OwnershipRecord) -> Versioned[LivenessRecord] | None:
     liveness = state.liveness.get(owner.node)
-    return liveness.record if liveness and liveness.record.state in SILENT else None
+    return liveness if liveness and liveness.record.state in SILENT else None
 
 
-def _silent_cause(state: RegionState, owner: OwnershipRecord, silent: LivenessRecord, reason: str) -> Cause:
+def _silent_cause(state: RegionState, owner: OwnershipRecord, silent: Versioned[LivenessRecord], reason: str) -> Cause:
     incidents = list(evidence.open_incidents(state, owner.node, owner.devices))
     newest = max(incidents, key=lambda i: (i.observed_ms, i.id), default=None)
     return Cause(
         MigrationKind.RECOVERY,
         reason,
-        silent.since_ms,
+        silent.record.since_ms,
         incident=newest.id if newest else IncidentId(""),
         trace=(newest.trace if newest else "") or owner.trace,
+        silent_revision=silent.revision,
     )
 
 
@@ -244,8 +246,14 @@ def _amend(
     silent = _silence(state, owner)
     drain = state.drains.get(record.drain) if record.drain else None
     if silent is not None:
-        reason = f"{record.reason}; then node {owner.node} became {silent.state.value}: {silent.reason}"
-        changed = replace(record, kind=MigrationKind.RECOVERY, state=MigrationState.PLANNED, reason=reason)
+        reason = f"{record.reason}{THEN}{owner.node} became {silent.record.state.value}: {silent.record.reason}"
+        changed = replace(
+            record,
+            kind=MigrationKind.RECOVERY,
+            state=MigrationState.PLANNED,
+            reason=reason,
+            silent_revision=silent.revision,
+        )
         sentence = f"migration {record.id} becomes a recovery: {reason}"
     elif drain is not None and drain.record.state in GIVEN_UP:
         reason = f"{record.reason}; drain {drain.record.id} is {drain.record.state.value}, so the job stays"

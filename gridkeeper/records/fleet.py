@@ -100,6 +100,7 @@ class SessionRecord:
     session: str
     open: bool
     at_wall_ms: int
+    silent_ms: int = 0  # how long nothing had been heard when this was written, by that replica's boot-time clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class LivenessRecord:
     state: NodeState
     since_ms: int
     reason: str
+    heard_ms: int = 0  # ledger time at which a silent node was last heard, best known; 0: it is heard, or not known
 
 
 @dataclass(frozen=True, slots=True)

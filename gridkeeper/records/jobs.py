@@ -101,6 +101,7 @@ class Revoke:
     migration: MigrationId
     reason: str
     at_ms: int
+    withdrawable: bool = False  # its only cause is its node's silence: no stop is sent, as the node may come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,7 @@ class MigrationRecord:
     rto_ms: int  # fault_ms to the first new step; -1: not known yet
     stages: tuple[Stamp, ...]
     trace: str
+    silent_revision: int = 0  # of the liveness record that called the source node silent; 0: that is not the cause
 
 
 @dataclass(frozen=True, slots=True)

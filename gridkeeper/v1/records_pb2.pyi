@@ -594,11 +594,13 @@ class SessionRecord(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     AT_WALL_MS_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica: _builtins.str
     session: _builtins.str
     open: _builtins.bool
     at_wall_ms: _builtins.int
+    silent_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -607,10 +609,11 @@ class SessionRecord(_message.Message):
         session: _builtins.str = ...,
         open: _builtins.bool = ...,
         at_wall_ms: _builtins.int = ...,
+        silent_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_wall_ms", b"at_wall_ms", "node", b"node", "open", b"open", "replica", b"replica", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_wall_ms", b"at_wall_ms", "node", b"node", "open", b"open", "replica", b"replica", "session", b"session", "silent_ms", b"silent_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,10 +627,12 @@ class LivenessRecord(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     SINCE_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    HEARD_MS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     state: Global___NodeState.ValueType
     since_ms: _builtins.int
     reason: _builtins.str
+    heard_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -635,10 +640,11 @@ class LivenessRecord(_message.Message):
         state: Global___NodeState.ValueType = ...,
         since_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
+        heard_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "reason", b"reason", "since_ms", b"since_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard_ms", b"heard_ms", "node", b"node", "reason", b"reason", "since_ms", b"since_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1301,19 +1307,22 @@ class Revoke(_message.Message):
     MIGRATION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    WITHDRAWABLE_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     reason: _builtins.str
     at_ms: _builtins.int
+    withdrawable: _builtins.bool
     def __init__(
         self,
         *,
         migration: _builtins.str = ...,
         reason: _builtins.str = ...,
         at_ms: _builtins.int = ...,
+        withdrawable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "migration", b"migration", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "migration", b"migration", "reason", b"reason", "withdrawable", b"withdrawable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1560,6 +1569,7 @@ class MigrationRecord(_message.Message):
     RTO_MS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    SILENT_REVISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job: _builtins.str
     kind: Global___MigrationKind.ValueType
@@ -1582,6 +1592,7 @@ class MigrationRecord(_message.Message):
     rpo_ms: _builtins.int
     rto_ms: _builtins.int
     trace: _builtins.str
+    silent_revision: _builtins.int
     @_builtins.property
     def source_epoch(self) -> Global___Epoch: ...
     @_builtins.property
@@ -1622,10 +1633,11 @@ class MigrationRecord(_message.Message):
         rto_ms: _builtins.int = ...,
         stages: _abc.Iterable[Global___Stamp] | None = ...,
         trace: _builtins.str = ...,
+        silent_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source_epoch", b"source_epoch", "target_epoch", b"target_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "reason", b"reason", "refused", b"refused", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "reason", b"reason", "refused", b"refused", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,9 +18,13 @@ from gridkeeper.records.jobs import (
     TERMINAL_MIGRATION,
     JobRecord,
     MigrationRecord,
+    MigrationState,
     OwnershipRecord,
+    RunPhase,
 )
 from tests.unit.failover_parts import Host, Memory, Proc
+
+PAST_THE_FENCE = frozenset({MigrationState.SOURCE_FENCED, MigrationState.COPYING, MigrationState.VERIFIED})
 
 
 class Truth:
@@ -32,6 +36,7 @@ class Truth:
         self.hosts: dict[NodeId, Host] = {}
         self.stored: dict[RegionId, set[str]] = {RegionId(r): set() for r in regions}
         self.log: list[str] = []
+        self.withdrawn = 0  # revoke intents
 
     def apply(self, decision: Decision) -> bool:
         before = dict(self.memory.items)
@@ -78,6 +83,8 @@ class Truth:
         if old is not None:
             assert new.epoch >= old.epoch, "an epoch went back"
         if old is not None and old.epoch == new.epoch:
+            if old.revoke is not None and new.revoke is None:
+                self._check_withdrawal(old)
             return
         living = [(h.node, p.epoch) for h, p in self.alive() if p.job == new.job]
         assert not living, f"{new.job} gets epoch {new.epoch} while {living} live"
@@ -85,6 +92,17 @@ class Truth:
         head = self.memory.record(KEYS.head(new.job))
         assert new.resume_step == (head.step if head else -1), "it does not resume from the newest checkpoint"
         assert head is None or new.region in head.regions, "its checkpoint is not where it starts"
+
+    def _check_withdrawal(self, old: OwnershipRecord) -> None:
+        """Nothing that proves a wait for this intent may outlive it, and nothing may start under its epoch again."""
+        assert old.revoke is not None and old.revoke.withdrawable
+        [migration] = [m for m in self.migrations(old.job) if m.id == old.revoke.migration]
+        assert migration.state in (MigrationState.CANCELLED, MigrationState.PLANNED)
+        proofs = [m.id for m in self.migrations(old.job) if m.state in PAST_THE_FENCE and m.source_epoch == old.epoch]
+        assert not proofs, f"{proofs} still say that somebody has waited"
+        run = self.memory.record(KEYS.run(old.job, old.epoch.generation, old.epoch.number))
+        assert run.phase is RunPhase.RUNNING
+        self.withdrawn += 1
 
     def jobs(self) -> tuple[JobId, ...]:
         prefix = KEYS.prefix("jobs")

@@ -338,6 +338,22 @@ class Grid(Truth):
                     key, LivenessRecord(host.node, NodeState.UNREACHABLE, host.silent_since, "nothing heard")
                 )
 
+    def blip(self, job: JobId) -> None:
+        """The job's node is silent for just long enough that its jobs are revoked, and is back."""
+        owner = self.memory.record(KEYS.ownership(job))
+        if owner is None:
+            return
+        node = owner.node
+        self.cut(node)
+        self.judge_nodes()
+        self.advance(self.settings.timings.unreachable_ms)
+        self.judge_nodes()
+        self.lead(self.hosts[node].region)
+        self.lead("global")
+        if self.hosts[node].up:
+            self.heal(node)
+        self.judge_nodes()
+
     # -- driving ---------------------------------------------------------------------------------------------------
 
     def round(self, ms: int = 250) -> int:

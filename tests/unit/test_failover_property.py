@@ -49,6 +49,7 @@ actions = st.one_of(
     *(st.tuples(st.just(name), st.just(0)) for name in ("judge", "rush", "commit", "freeze")),
     st.tuples(st.just("announce"), jobs),
     st.tuples(st.just("deaf"), hosts),
+    st.tuples(st.just("blip"), jobs),
     st.tuples(st.just("stop"), jobs),
 )
 
@@ -104,6 +105,8 @@ def act(grid: Grid, action: tuple[object, ...]) -> None:
             grid.hosts[NodeId(node)].deaf = not grid.hosts[NodeId(node)].deaf
         case ("judge", _):
             grid.judge_nodes()
+        case ("blip", str(job)):
+            grid.blip(JobId(job))
         case ("stop", str(job)):
             grid.want_stop(JobId(job))
         case _:
@@ -177,6 +180,7 @@ WEIGHTS: tuple[tuple[str, int], ...] = (
     ("advance", 30), ("agents", 30), ("view", 25), ("look", 20), ("decide", 30), ("lead", 25), ("judge", 15),
     ("round", 6), ("replace", 3), ("checkpoint", 12), ("copy", 12), ("crash", 3), ("cut", 3), ("power_off", 1),
     ("heal", 6), ("drain", 4), ("repair", 5), ("rush", 6), ("announce", 8), ("commit", 5), ("freeze", 3), ("deaf", 2),
+    ("blip", 8),
 )  # fmt: skip
 
 
@@ -191,14 +195,23 @@ def adversary(rng: Random) -> tuple[object, ...]:
         **{n: (rng.choice(LEADERS),) for n in ("look", "lead", "replace")},
         **{n: (rng.choice(HOSTS),) for n in ("cut", "power_off", "heal", "deaf")},
         **{n: (rng.choice(DEVICES),) for n in ("drain", "repair")},
-        **{n: (rng.choice(JOBS),) for n in ("checkpoint", "announce")},
+        **{n: (rng.choice(JOBS),) for n in ("checkpoint", "announce", "blip")},
         "copy": (rng.choice(("east", "west")),),
     }
     return (name, *arguments.get(name, (0,)))
 
 
+def test_the_adversary_lets_intents_be_withdrawn() -> None:
+    """The runs below protect nothing of a withdrawal that never happens."""
+    assert sum(long_run(seed).withdrawn for seed in range(4)) >= 8
+
+
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_long_runs_under_an_adversary(seed: int) -> None:
+    check_end(long_run(seed))
+
+
+def long_run(seed: int) -> Grid:
     rng = Random(seed)
     grid = Grid(NODES)
     for name in JOBS:
@@ -209,4 +222,4 @@ def test_long_runs_under_an_adversary(seed: int) -> None:
     if rng.random() < 0.3:
         grid.want_stop(JobId(rng.choice(JOBS)))
     settle(grid)
-    check_end(grid)
+    return grid

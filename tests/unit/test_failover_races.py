@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from gridkeeper.decision import Decision
-from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId
+from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Desired
-from gridkeeper.records.fleet import HealthState
+from gridkeeper.records.fleet import HealthState, SessionRecord
 from gridkeeper.records.jobs import JobState, MigrationState
 from tests.unit.failover_world import Grid, spec_of
 
@@ -186,3 +186,63 @@ def test_ownership_never_moves_onto_devices_that_a_living_owner_holds() -> None:
     grid.memory.put(KEYS.offer(MigrationId("other-e1.0")), replace(offer, node=owner.node, devices=owner.devices))
     grid.leaders["global"].look(grid.time_ms)
     assert not [d for d in grid.decisions("global") if d.step == "fence.bump_epoch"]
+
+
+def coming_back(grid: Grid) -> Decision:
+    """The node fell silent and is back: its region's leader decides to withdraw the intent."""
+    node = grid.owner("train").node
+    grid.cut(node)
+    until(grid, MigrationState.FENCING)
+    grid.heal(node)
+    grid.judge_nodes()
+    grid.leaders["east"].look(grid.time_ms)
+    found = the(grid.decisions("east"), "migrate.plan")
+    assert "the revoke intent is withdrawn" in found.sentence
+    return found
+
+
+@pytest.mark.parametrize("what", ["ownership", "migration", "run", "grant"])
+def test_a_withdrawal_holds_only_on_the_facts_it_was_decided_on(what: str) -> None:
+    grid = running()
+    withdrawal = coming_back(grid)
+    key = {
+        "ownership": KEYS.ownership(TRAIN),
+        "migration": KEYS.migration(grid.job("train").migration),
+        "run": KEYS.run(TRAIN, 1, 1),
+        "grant": KEYS.grant(RegionId("east")),
+    }[what]
+    grid.memory.put(key, grid.memory.record(key))
+    assert not grid.apply(withdrawal)
+
+
+def test_of_a_withdrawal_and_the_fence_only_one_holds() -> None:
+    grid = running()
+    withdrawal = coming_back(grid)
+    grid.leaders["global"].look(grid.time_ms)
+    grid.advance(grid.settings.timings.takeover_ms)
+    fenced = the(grid.decisions("global"), "executor.stop")
+    assert "may start elsewhere" in fenced.sentence
+    assert grid.apply(fenced)
+    assert not grid.apply(withdrawal)
+
+
+def test_nothing_is_withdrawn_on_the_word_that_the_node_was_alive_before_its_silence() -> None:
+    grid = running()
+    node = grid.owner("train").node
+    alive = grid.memory.items[RegionKeys(RegionId("east")).liveness(node)]
+    grid.cut(node)
+    until(grid, MigrationState.FENCING)
+    grid.leaders["east"].look(grid.time_ms)
+    grid.leaders["east"].copy[RegionKeys(RegionId("east")).liveness(node)] = alive
+    assert not [d for d in grid.decisions("east") if d.step == "migrate.plan"]
+
+
+def test_a_node_that_is_silent_again_is_not_given_its_job_back() -> None:
+    """Judged alive, but not heard now: its renewals would not come."""
+    grid = running()
+    node = grid.owner("train").node
+    coming_back(grid)
+    session = SessionRecord(node, ReplicaId("r"), "s", False, grid.time_ms)
+    grid.memory.put(RegionKeys(RegionId("east")).session(node), session)
+    grid.leaders["east"].look(grid.time_ms)
+    assert not [d for d in grid.decisions("east") if d.step == "migrate.plan"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
-from gridkeeper.records.jobs import JobState, MigrationKind, MigrationState
+from gridkeeper.records.jobs import JobState, MigrationKind, MigrationRecord, MigrationState
 from tests.unit.failover_world import Grid, spec_of
 
 TRAIN = JobId("train")
@@ -68,6 +68,99 @@ def test_a_silent_node_loses_its_job_only_after_r() -> None:
     assert move.rpo_steps >= 0
     head_steps = move.resume_step
     assert head_steps >= 0
+
+
+def fencing(grid: Grid) -> MigrationRecord:
+    """Rounds until a revoke intent stands."""
+    for _ in range(20):
+        grid.round()
+        if grid.migrations("train")[-1].state is MigrationState.FENCING:
+            return grid.migrations("train")[-1]
+    raise AssertionError(grid.log[-5:])
+
+
+def test_a_node_that_comes_back_within_f_keeps_its_job() -> None:
+    grid = running(two_regions())
+    source = grid.owner("train")
+    grid.cut(source.node)
+    move = fencing(grid)
+    assert (revoke := grid.owner("train").revoke) and revoke.withdrawable
+    grid.heal(source.node)
+    grid.run(4)
+    [withdrawn] = [m for m in grid.migrations("train") if m.id == move.id]
+    assert withdrawn.state is MigrationState.CANCELLED, grid.log[-5:]
+    assert f"node {source.node} is heard again and epoch 1.1 still runs there, so train stays" in withdrawn.reason
+    written = len(grid.log)
+    grid.run(4 * grid.settings.timings.takeover_ms // 250)
+    assert (grid.owner("train").epoch, grid.owner("train").revoke) == (source.epoch, None)
+    assert [p.epoch for _, p in grid.alive()] == [source.epoch]
+    assert grid.job("train").state is JobState.RUNNING
+    assert grid.migrations("train")[-1].id == move.id, "nothing is asked for again"
+    assert not [line for line in grid.log[written:] if "migrate.plan" in line or "executor.stop" in line]
+
+
+def test_a_node_that_comes_back_after_f_has_lost_its_job() -> None:
+    grid = running(two_regions())
+    source = grid.owner("train")
+    grid.cut(source.node)
+    fencing(grid)
+    grid.run(grid.settings.timings.fence_ms * 105 // 100 // 250 + 1)
+    assert not list(grid.alive())
+    grid.heal(source.node)
+    grid.run(40)
+    assert grid.withdrawn == 0
+    assert grid.owner("train").epoch.number == 2 and grid.job("train").state is JobState.RUNNING
+
+
+def test_r_runs_anew_after_a_withdrawn_intent() -> None:
+    """The wait for the first intent counts for nothing: the job was renewed since."""
+    grid = running(two_regions())
+    source = grid.owner("train")
+    grid.cut(source.node)
+    fencing(grid)
+    grid.run(12)
+    grid.heal(source.node)
+    grid.run(3)
+    assert grid.withdrawn == 1
+    grid.cut(source.node)
+    move = fencing(grid)
+    grid.run(80)
+    stamps = {stamp.name: stamp.at_ms for stamp in grid.migrations("train")[-1].stages}
+    assert grid.migrations("train")[-1].id == move.id != "train-e1.1"
+    assert stamps["source_fenced"] - stamps["fencing"] >= grid.settings.timings.takeover_ms
+
+
+def test_a_planned_move_goes_on_when_its_silent_source_comes_back() -> None:
+    """Whoever asked for it still wants it: only the recovery is withdrawn."""
+    grid = running(Grid({"east": {"east-1": 2}, "west": {"west-1": 1}}))  # nowhere to go
+    source = grid.owner("train")
+    grid.drain(source.devices[0])
+    grid.run(8)
+    before = grid.migrations("train")[-1]
+    grid.cut(source.node)
+    assert fencing(grid).kind is MigrationKind.RECOVERY
+    grid.heal(source.node)
+    grid.run(4)
+    [_, move] = grid.migrations("train")
+    assert (move.id, move.kind, move.state) == (before.id, MigrationKind.PLANNED, MigrationState.PLANNED)
+    assert move.reason == before.reason
+    assert grid.owner("train").revoke is None and list(grid.alive())
+
+
+def test_a_job_that_still_is_to_start_is_not_given_back() -> None:
+    """Renewals may keep a process alive, never start one under an intent that somebody may have waited out."""
+    grid = two_regions()
+    grid.submit(spec_of("train"))
+    while not [m for m in grid.migrations("train") if m.state is MigrationState.OWNERSHIP_MOVED]:
+        grid.round()
+    source = grid.owner("train")
+    grid.cut(source.node)
+    fencing(grid)
+    assert (revoke := grid.owner("train").revoke) and not revoke.withdrawable
+    grid.heal(source.node)
+    grid.run(60)
+    assert grid.withdrawn == 0
+    assert grid.owner("train").epoch.number == 2 and grid.job("train").state is JobState.RUNNING
 
 
 def test_a_crash_with_evidence_restarts_elsewhere_without_counting() -> None:

@@ -107,6 +107,14 @@ def test_a_revoke_intent_is_a_stop() -> None:
     assert command_for(replace(OWNER, desired=Desired.STOP)) is Desired.STOP
 
 
+def test_no_stop_is_sent_while_the_intent_may_be_withdrawn() -> None:
+    """A stop is final for its epoch; under the intent nothing is renewed all the same."""
+    silent = replace(OWNER, revoke=replace(INTENT, withdrawable=True))
+    assert command_for(silent) is Desired.RUN
+    assert command_for(replace(silent, desired=Desired.STOP)) is Desired.STOP
+    assert not may_acknowledge(held(silent), NODE, EPOCH, 0, True, TIMINGS)
+
+
 @given(st.builds(Epoch, st.integers(1, 3), st.integers(0, 9)), st.builds(Epoch, st.integers(1, 3), st.integers(0, 9)))
 def test_lower_epochs_are_refused_and_the_next_is_never_refused(highest: Epoch, epoch: Epoch) -> None:
     assert epoch_refused(highest, epoch) is (epoch < highest)

@@ -20,6 +20,7 @@ from chaos.simulate.history import (
 from gridkeeper.ids import (
     Epoch,
     JobId,
+    MigrationId,
     NodeId,
     RegionId,
 )
@@ -28,6 +29,7 @@ from gridkeeper.records.jobs import (
     CheckpointRecord,
     HeadRecord,
     OwnershipRecord,
+    Revoke,
     RunPhase,
     RunRecord,
 )
@@ -148,6 +150,18 @@ def test_an_intent_that_is_withdrawn_is_found() -> None:
     book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoked=True)})
     book.led(2_000, GLOBAL_STORE, {OWNER: owner()})
     only(book, "takeover", "the intent to revoke epoch 1.1 of train is withdrawn")
+
+
+def test_r_counts_from_the_last_intent_not_from_one_that_was_withdrawn() -> None:
+    book = running()
+    intent = Revoke(MigrationId("m"), "why", 0, withdrawable=True)
+    book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoke=intent)})
+    book.led(2_000, GLOBAL_STORE, {OWNER: owner()})
+    book.add(Renewed(2_010, "cp1", N1, JOB, E1))
+    book.led(1_000 + R - 100, GLOBAL_STORE, {OWNER: owner(revoked=True)})
+    book.add(Gone(1_000 + R, N1, JOB, E1, -1, 9))
+    book.led(1_000 + R + 100, GLOBAL_STORE, {OWNER: owner(E2, N2)})
+    only(book, "takeover", "is given epoch 1.2 while epoch 1.1 may still live")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from gridkeeper.ids import (
 )
 from gridkeeper.keys import KEYS, event_id
 from gridkeeper.records.books import AccountRecord, AuditRecord, EntryRecord, Totals, UptimeClass
-from gridkeeper.records.common import Action, Scope, Severity
+from gridkeeper.records.common import Action, Desired, Scope, Severity
 from gridkeeper.records.faults import (
     BudgetHold,
     BudgetRecord,
@@ -46,6 +46,7 @@ from gridkeeper.records.fleet import (
 from gridkeeper.records.jobs import (
     GrantRecord,
     OfferRecord,
+    Revoke,
 )
 from tests.unit.handmade import (
     EAST,
@@ -160,6 +161,16 @@ def test_an_ownership_moved_under_a_mere_grant_is_found() -> None:
     grant = book.commit(50, GLOBAL_STORE, {KEYS.grant(EAST): GrantRecord(EAST, 3, ReplicaId("cp1"), 0)})
     book.commit(60, GLOBAL_STORE, {OWNER: owner()}, [Held(KEYS.grant(EAST), grant, False)])
     only(book, "leaders guarded", "ownership of global")
+
+
+def test_under_a_grant_an_intent_may_be_withdrawn_and_nothing_else_of_an_ownership_changed() -> None:
+    silent = owner(revoke=Revoke(MigrationId("m"), "n1 is unreachable", 0, withdrawable=True))
+    for changed, right in ((owner(), True), (owner(checkpoint_request=1), False), (owner(desired=Desired.STOP), False)):
+        book = begun()
+        grant = book.commit(50, GLOBAL_STORE, {KEYS.grant(EAST): GrantRecord(EAST, 3, ReplicaId("cp1"), 0)})
+        book.led(60, GLOBAL_STORE, {OWNER: silent})
+        book.commit(70, GLOBAL_STORE, {OWNER: changed}, [Held(KEYS.grant(EAST), grant, False)])
+        assert (book.wrong() == []) is right, changed
 
 
 def test_a_grant_that_goes_back_is_found() -> None:
