@@ -70,7 +70,7 @@ class Guardian:
         run = Run(old.job, old.epoch, self._tag(old.job, old.epoch), old.started_ms, old.deadline_ms, 0, 0)
         run.exit_code, run.exit_signal = old.exit_code, old.exit_signal
         run.ended_ms, run.tree_gone = old.ended_ms, old.tree_gone
-        run.fenced, run.stop_asked = old.fenced, old.stop_asked
+        run.fenced, run.stop_asked, run.reason = old.fenced, old.stop_asked, old.reason
         if not old.tree_gone:
             run.keeper_ended(clean=self._state.boot_id != boot_id(), now=now)
         return run
@@ -116,7 +116,8 @@ class Guardian:
             case Checkpoint():
                 run = self._known(request.job, request.epoch)
                 if not run.alive or not run.leader:
-                    raise Refused(f"job {request.job} epoch {request.epoch} has ended; nothing to checkpoint")
+                    how = "is still starting" if run.alive else "has ended"
+                    raise Refused(f"job {request.job} epoch {request.epoch} {how}; nothing to checkpoint")
                 send_signal(run.leader, signal.SIGUSR1)
             case Forget():
                 self._forget(request.job, request.epoch)
@@ -166,24 +167,8 @@ class Guardian:
         except OSError:
             del self._runs[run.key]
             raise
-        said = b""
-        while not said.endswith(b"\n"):  # ends at exec, or with the keeper
-            chunk = os.read(run.pipe, 4096)
-            if not chunk:
-                break
-            said += chunk
-        first, _, rest = said.partition(b"\n")
-        if first.startswith(b"started "):
-            run.leader = int(first.split()[1])
-            os.set_blocking(run.pipe, False)
-            run.hear(rest, now)
-            say(run, f"started as pid {run.leader}, keeper {run.keeper}")
-            return
-        os.close(run.pipe)
-        os.waitpid(run.keeper, 0)
-        del self._runs[run.key]
-        self._save()
-        raise Refused(f"{what}: {first.removeprefix(b'failed ').decode(errors='replace') or 'the keeper died'}")
+        # Not waited for: a working directory on a hung file system would hold up all deadlines.
+        say(run, f"starting, keeper {run.keeper}")
 
     # Time and processes
 
@@ -235,6 +220,7 @@ class Guardian:
         _, status = os.waitpid(run.keeper, 0)
         run.keeper_ended(clean=status == 0, now=now)
         how = f"signal {run.exit_signal}" if run.exit_signal else f"code {run.exit_code}"
+        how = f"{how} ({run.reason})" if run.reason else how
         say(
             run,
             f"ended with {how}; " + ("its tree is gone" if run.tree_gone else "its keeper was killed"),

@@ -15,6 +15,9 @@ LINGER_MS = 1_000
 """What a leading process leaves behind is killed this long after its exit."""
 UNSEEN = 2
 """Looks in a row that must find nothing: a process that forks and ends during one look hides its child from it."""
+NOT_RUN = 127
+"""Exit code of a job whose command could not be run, as shells have it."""
+MAX_REASON = 400
 LOOK_MS = 1_000
 """Longest wait between two looks for the processes of a dead keeper."""
 
@@ -24,7 +27,8 @@ Key = tuple[str, str]
 @dataclass(slots=True)
 class Run:
     """One (job, epoch). ``keeper`` 0: its keeper is dead. ``lost``: the keeper was killed, so processes may remain that
-    only the search by tag and by adoption finds. Times are boot-time ms, 0 = not."""
+    only the search by tag and by adoption finds. ``leader`` 0: not known yet, the command is still to be run.
+    ``reason``: why it could not be. Times are boot-time ms, 0 = not."""
 
     job: str
     epoch: str
@@ -37,6 +41,7 @@ class Run:
     leader: int = 0
     pipe: int = -1
     heard: bytes = b""
+    reason: str = ""
     exit_code: int = -1
     exit_signal: int = 0
     ended_ms: int = 0
@@ -73,6 +78,7 @@ class Run:
             self.ended_ms,
             self.deadline_ms,
             pids,
+            self.reason,
         )
 
     def extend(self, deadline_ms: int, term_before_ms: int, kill_before_ms: int) -> None:
@@ -134,10 +140,16 @@ class Run:
         self.heard += data
         while b"\n" in self.heard:
             line, _, self.heard = self.heard.partition(b"\n")
-            words = line.split()
-            if words[:1] == [b"exit"]:
-                self.exit_code, self.exit_signal = int(words[1]), int(words[2])
-                self.ended_ms = now
+            word, _, rest = line.partition(b" ")
+            if word == b"started":
+                self.leader = int(rest)
+                if self.stop_asked or self.fenced:
+                    self._terminate()
+            elif word == b"failed":
+                self.exit_code, self.reason, self.ended_ms = NOT_RUN, rest.decode(errors="replace")[:MAX_REASON], now
+            elif word == b"exit":
+                code, number = rest.split()
+                self.exit_code, self.exit_signal, self.ended_ms = int(code), int(number), now
 
     def keeper_ended(self, clean: bool, now: int) -> None:
         """``clean``: it said that it has no children left. Else look for what it left behind."""

@@ -53,12 +53,12 @@ def _job(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, keeper
         if os.getppid() != keeper:
             os._exit(1)
         _reset_signals()
+        _close_others(report)  # first: whatever hangs below must not hold the guardian's pipe open
         null = os.open(os.devnull, os.O_RDONLY)
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(null, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        _close_others(report)
         os.chdir(cwd)
         os.execvpe(argv[0], list(argv), dict(env))
     except OSError as error:
@@ -110,7 +110,7 @@ def _keep(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, guard
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str) -> tuple[int, int]:
-    """Fork a keeper that runs ``argv``. Returns (its pid, a pipe to read).
+    """Fork a keeper that runs ``argv``. Returns (its pid, a pipe to read, non-blocking).
 
     The pipe says ``started <pid>`` or ``failed <why>``, later ``exit <code> <signal>``, and ends with the keeper.
     """
@@ -123,4 +123,5 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str) -> tu
         finally:
             os._exit(99)
     os.close(writer)
+    os.set_blocking(reader, False)
     return keeper, reader

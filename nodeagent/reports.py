@@ -97,7 +97,7 @@ def _reason(process: Process, book: Book, trouble: str) -> str:
         parts.append(book.closed.get(key_of(process), "stop asked"))
     elif not process.alive:
         how = f"signal {process.exit_signal}" if process.exit_signal else f"code {process.exit_code}"
-        parts.append(f"ended by itself with {how}")
+        parts.append(f"could not be run: {process.reason}" if process.reason else f"ended by itself with {how}")
     if not process.alive and not process.tree_gone:
         parts.append(f"stop unconfirmed: {len(process.pids) or 'some'} processes of its tree remain")
     if trouble:

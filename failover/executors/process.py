@@ -180,6 +180,7 @@ class ProcessExecutor:
             ended_ms=run.ended_ms,
             progress=file.look(self._clock.mono_ms()),
             pids=run.pids,
+            reason=run.reason,
         )
 
     async def forget(self, job: JobId, epoch: Epoch) -> None:

@@ -25,7 +25,8 @@ class BadMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Run ``argv``; the guardian ends it ``term_before_ms``/``kill_before_ms`` before ``deadline_ms`` (boot time)."""
+    """Run ``argv``: answered before it is known whether that can be run. The guardian ends it
+    ``term_before_ms``/``kill_before_ms`` before ``deadline_ms`` (boot time)."""
 
     job: str
     epoch: str
@@ -101,7 +102,7 @@ _NAMES: dict[type[Any], str] = {kind: name for name, kind in _OPS.items()}
 @dataclass(frozen=True, slots=True)
 class RunState:
     """One (job, epoch) as the guardian knows it. Times are boot-time ms. ``exit_code`` -1: alive, or ended by a
-    signal. ``tree_gone``: no process of it remains."""
+    signal. ``tree_gone``: no process of it remains. ``reason``: why the command could not be run."""
 
     job: str
     epoch: str
@@ -115,6 +116,7 @@ class RunState:
     ended_ms: int
     deadline_ms: int
     pids: tuple[int, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Process:
     ended_ms: int  # 0 while alive
     progress: Progress
     pids: tuple[int, ...]
+    reason: str = ""  # why its command could not be run
 
 
 class Executor(Protocol):
@@ -68,6 +69,7 @@ class Executor(Protocol):
 
     async def start(self, launch: Launch, deadline_ms: int) -> None:
         """Start it, to be stopped at ``deadline_ms`` (boot-time clock) unless extended. Idempotent per (job, epoch).
+        Does not wait for the command: one that cannot be run is listed as ended, with the ``reason``.
         Refuses (``ExecutorError``) an epoch lower than the highest ever started for the job."""
         ...
 

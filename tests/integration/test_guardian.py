@@ -121,6 +121,10 @@ class Bench:
         assert len(found) == 1, found
         return found[0]
 
+    async def born(self, number: int = 1) -> Process:
+        """A start is answered before its process exists."""
+        return await self.when(lambda p: bool(p.pids), "its process is there", number)
+
     async def ready(self, name: str = "ready", number: int = 1) -> None:
         async def look() -> bool:
             return (self.work(number) / name).exists()
@@ -253,7 +257,7 @@ async def test_a_stopped_job_still_hears_sigterm(bench: Bench) -> None:
 async def test_another_agent_finds_the_job_running(bench: Bench) -> None:
     """Re-adoption: what a new agent process lists is what the old one started."""
     await bench.executor.start(launch(SLEEPER), bench.in_ms(LONG_MS))
-    before = await bench.process()
+    before = await bench.born()
     bench.executor.close()
     bench.executor = bench.another()
     after = await bench.process()
@@ -294,7 +298,7 @@ async def test_a_killed_keeper_leaves_nothing_behind(bench: Bench) -> None:
 async def test_an_epoch_is_started_once_and_lower_ones_never(bench: Bench) -> None:
     """Also after the epoch was forgotten and the guardian was restarted."""
     await bench.executor.start(launch(SLEEPER, 5), bench.in_ms(LONG_MS))
-    first = await bench.process(5)
+    first = await bench.born(5)
     await bench.executor.start(launch(SLEEPER, 5), bench.in_ms(LONG_MS))
     assert (await bench.process(5)).pids == first.pids
     with pytest.raises(ExecutorError, match=r"1\.4 is not higher than 1\.5"):
@@ -314,9 +318,31 @@ async def test_an_epoch_is_started_once_and_lower_ones_never(bench: Bench) -> No
 
 
 async def test_a_command_that_does_not_exist_is_an_error_that_names_it(bench: Bench) -> None:
-    with pytest.raises(ExecutorError, match="no-such-program: No such file or directory"):
-        await bench.executor.start(launch("", command=("no-such-program",)), bench.in_ms(LONG_MS))
-    assert await bench.executor.list() == ()
+    await bench.executor.start(launch("", command=("no-such-program",)), bench.in_ms(LONG_MS))
+    ended = await bench.when(lambda p: p.tree_gone, "it ended")
+    assert (ended.alive, ended.exit_code, ended.exit_signal) == (False, 127, 0)
+    assert ended.reason == "no-such-program: No such file or directory"
+
+
+async def test_a_start_that_hangs_holds_up_no_other_deadline(bench: Bench) -> None:
+    """A file system that does not answer (here: a fifo for the output that nobody reads) blocks that job before its
+    command runs. The guardian still answers, ends the others in time, and this one too."""
+    await bench.executor.start(launch(STUBBORN), bench.in_ms(2_000))
+    await bench.ready()
+    stuck = Launch(JobId("stuck"), Epoch(1, 1), spec(SLEEPER), (), "", -1)
+    directory = bench.executor.directory(stuck.job, stuck.epoch)
+    directory.mkdir(parents=True)
+    os.mkfifo(directory / "output.log")
+    await bench.executor.start(stuck, bench.in_ms(3_000))
+    for job in (JOB, stuck.job):
+
+        async def ended(job: JobId = job) -> Process | None:
+            found = next(p for p in await bench.executor.list() if p.job == job)
+            return found if found.tree_gone else None
+
+        process = await until(ended, f"{job} was ended at its deadline")
+        assert process is not None
+        assert (process.fenced, process.exit_signal) == (True, signal.SIGKILL)
 
 
 async def test_a_start_whose_deadline_has_come_is_refused(bench: Bench) -> None:
@@ -327,7 +353,7 @@ async def test_a_start_whose_deadline_has_come_is_refused(bench: Bench) -> None:
 async def test_a_frozen_guardian_is_killed_with_its_jobs_once_a_deadline_passes(bench: Bench) -> None:
     """The agent is the second line: it ends a guardian that cannot end jobs."""
     await bench.executor.start(launch(SLEEPER), bench.in_ms(1_000))
-    pids = (await bench.process()).pids
+    pids = (await bench.born()).pids
     os.kill(guardian_pid(bench.directory), signal.SIGSTOP)
 
     async def ended() -> bool:
@@ -342,7 +368,7 @@ async def test_a_frozen_guardian_is_killed_with_its_jobs_once_a_deadline_passes(
 async def test_a_new_agent_ends_a_frozen_guardian_that_it_never_heard_of(bench: Bench) -> None:
     """Agent restarted beside a frozen guardian: it knows no deadlines, but nobody could enforce them either."""
     await bench.executor.start(launch(SLEEPER), bench.in_ms(LONG_MS))
-    pids = (await bench.process()).pids
+    pids = (await bench.born()).pids
     os.kill(guardian_pid(bench.directory), signal.SIGSTOP)
     bench.executor.close()
     bench.executor = bench.another()
