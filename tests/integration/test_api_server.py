@@ -34,20 +34,9 @@ from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import JobState
 from gridkeeper.v1 import api_pb2, records_pb2
 from tests.fixtures import records
+from tests.fixtures.filled import fleet
 from tests.fixtures.grid import FakeGrid
 from tests.fixtures.gridserver import GridServers
-
-
-def fleet(devices: int = 2) -> FakeGrid:
-    grid = FakeGrid("east")
-    grid.put(grid.keys.node(NodeId("east-1")), records.node(devices=devices))
-    grid.put(grid.keys.liveness(NodeId("east-1")), records.liveness())
-    for i in range(devices):
-        device = records.device(f"east-1/gpu{i}")
-        grid.put(grid.keys.device(device.id), device)
-        grid.put(grid.keys.health(device.id), records.health(device.id))
-    grid.put(KEYS.region(RegionId("east")), records.region())
-    return grid
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ import pytest
 import yaml
 
 from gridkeeper.identity import spiffe
-from gridkeeper.ids import JobId, NodeId, RegionId
-from gridkeeper.keys import KEYS
+from gridkeeper.ids import JobId
 from gridkeeper.kinds import KINDS
-from gridkeeper.records.books import UptimeClass
 from gridkeeper.records.fleet import HealthState
 from tests.fixtures import records
+from tests.fixtures.filled import every_kind, fleet
 from tests.fixtures.grid import FakeGrid, MemoryStore
 from tests.fixtures.gridserver import GridServers
 
@@ -55,37 +54,10 @@ class Cli:
         return Result(process.returncode, out.decode(), err.decode())
 
 
-def _fill(grid: FakeGrid) -> None:
-    """At least one object of every kind."""
-    grid.put(grid.keys.node(NodeId("east-1")), records.node())
-    grid.put(grid.keys.liveness(NodeId("east-1")), records.liveness())
-    for name in ("east-1/gpu0", "east-1/gpu1"):
-        device = records.device(name)
-        grid.put(grid.keys.device(device.id), device)
-        grid.put(grid.keys.health(device.id), records.health(device.id))
-    sick = records.health("east-1/gpu0", HealthState.DRAINING, incident="i1", drain="d1", evidence="f1")
-    grid.put(grid.keys.health(sick.device), sick)
-    grid.put(grid.keys.event(records.event().id), records.event())
-    grid.put(grid.keys.finding("f1"), records.finding(evidence=(records.event().id,)))
-    grid.put(grid.keys.incident("i1"), records.incident(findings=("f1",), drain="d1"))
-    grid.put(grid.keys.drain("d1"), records.drain())
-    grid.put(grid.keys.account("device/east-1/gpu0"), records.account())
-    grid.put(KEYS.region(RegionId("east")), records.region())
-    grid.put(KEYS.job(JobId("train")), records.job())
-    grid.put(KEYS.ownership(JobId("train")), records.ownership())
-    grid.put(KEYS.run(JobId("train"), 1, 1), records.run())
-    grid.put(KEYS.head(JobId("train")), records.head())
-    grid.put(KEYS.checkpoint(JobId("train"), 40), records.checkpoint())
-    grid.put(KEYS.migration(records.migration().id), records.migration())
-    grid.put(KEYS.account("job/train"), records.account("job/train", UptimeClass.UP))
-
-
 @pytest.fixture
 async def servers(tmp_path: Path) -> AsyncIterator[GridServers]:
     made, world = GridServers(tmp_path), MemoryStore()
-    east = FakeGrid("east", world=world)
-    _fill(east)
-    await made.start(east)
+    await made.start(every_kind(fleet(world=world)))
     await made.start(FakeGrid("west", world=world))
     yield made
     await made.stop()

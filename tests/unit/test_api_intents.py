@@ -17,19 +17,15 @@ from gridkeeper.records.faults import IncidentState
 from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import JobState
 from tests.fixtures import records
+from tests.fixtures.filled import fleet
 from tests.fixtures.grid import FakeGrid
 
 WISH = Wish("user/ann", "by hand", records.TRACE)
 
 
 def _fleet() -> FakeGrid:
-    grid = FakeGrid("east")
-    grid.put(grid.keys.node(NodeId("east-1")), records.node())
+    grid = fleet()
     grid.put(grid.keys.node(NodeId("bare")), records.node("bare", devices=0))
-    for i in range(2):
-        device = records.device(f"east-1/gpu{i}")
-        grid.put(grid.keys.device(device.id), device)
-        grid.put(grid.keys.health(device.id), records.health(device.id))
     return grid
 
 

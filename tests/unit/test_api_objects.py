@@ -10,48 +10,24 @@ from controlplane.rpc.live import sla_view, with_live
 from controlplane.rpc.objects import LABELS, SPECS, ObjectCache, objects_of
 from controlplane.rpc.partial import sentences
 from controlplane.rpc.refusal import Refusal
-from gridkeeper.ids import JobId, NodeId, RegionId
+from gridkeeper.ids import JobId, NodeId
 from gridkeeper.keys import KEYS
 from gridkeeper.kinds import BY_NUMBER
-from gridkeeper.records.books import UptimeClass
 from gridkeeper.records.fleet import CordonReason, CordonRecord, HealthState, NodeState
 from gridkeeper.records.jobs import JobState, ReservationRecord
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import ListRequest, Object
 from tests.fixtures import records
+from tests.fixtures.filled import every_kind, fleet
 from tests.fixtures.grid import FakeGrid
 
 
 def _fleet(devices: int = 2) -> FakeGrid:
-    grid = FakeGrid("east")
-    grid.put(grid.keys.node(NodeId("east-1")), records.node(devices=devices, labels={"zone": "a", "region": "moon"}))
-    grid.put(grid.keys.liveness(NodeId("east-1")), records.liveness())
-    for i in range(devices):
-        device = records.device(f"east-1/gpu{i}")
-        grid.put(grid.keys.device(device.id), device)
-        grid.put(grid.keys.health(device.id), records.health(device.id))
-    return grid
+    return fleet(devices, {"zone": "a", "region": "moon"})
 
 
 def _whole() -> FakeGrid:
-    """At least one object of every kind."""
-    grid = _fleet()
-    name = "east-1/gpu0"
-    grid.put(grid.keys.session(NodeId("east-1")), records.session())
-    grid.put(grid.keys.event(records.event().id), records.event())
-    grid.put(grid.keys.finding("f1"), records.finding(evidence=(records.event().id,)))
-    grid.put(grid.keys.incident("i1"), records.incident(findings=("f1",), drain="d1"))
-    grid.put(grid.keys.drain("d1"), records.drain())
-    grid.put(grid.keys.account(f"device/{name}"), records.account())
-    grid.put(KEYS.region(RegionId("east")), records.region())
-    grid.put(KEYS.job(JobId("train")), records.job())
-    grid.put(KEYS.ownership(JobId("train")), records.ownership())
-    grid.put(KEYS.run(JobId("train"), 1, 1), records.run())
-    grid.put(KEYS.head(JobId("train")), records.head())
-    grid.put(KEYS.checkpoint(JobId("train"), 40), records.checkpoint())
-    grid.put(KEYS.migration(records.migration().id), records.migration())
-    grid.put(KEYS.account("job/train"), records.account("job/train", UptimeClass.UP))
-    return grid
+    return every_kind(_fleet())
 
 
 def _one(grid: FakeGrid, kind: int, name: str) -> Object:
