@@ -27,7 +27,7 @@ from failover.executors.protocol import (
 from nodeagent import guardian_state
 from nodeagent.guardian_runs import Key, Run, look_for_lost
 from nodeagent.keeper import spawn
-from nodeagent.linux import boot_ms, children, send_signal
+from nodeagent.linux import birth, boot_ms, children, send_signal
 
 IDLE_MS = 60_000
 SHUTDOWN_GRACE_MS = 10_000
@@ -71,8 +71,10 @@ class Guardian:
         run.exit_code, run.exit_signal = old.exit_code, old.exit_signal
         run.ended_ms, run.tree_gone = old.ended_ms, old.tree_gone
         run.fenced, run.stop_asked, run.reason = old.fenced, old.stop_asked, old.reason
+        run.born = old.keeper
         if not old.tree_gone:
             run.keeper_ended(clean=self._state.boot_id != boot_id(), now=now)
+            run.left = {(run.born[0], run.born[1])} if len(run.born) == 2 else set()
         return run
 
     def _tag(self, job: str, epoch: str) -> str:
@@ -161,12 +163,24 @@ class Guardian:
         self._state.highest[request.job] = request.epoch
         self._runs[run.key] = run
         try:
-            self._save()  # before the process exists: whatever happens next, this epoch is used up
             env = {**dict(request.env), TREE_VARIABLE: tag}
-            run.keeper, run.pipe = spawn(request.argv, env, request.cwd, request.log)
+            run.keeper, run.pipe, leave = spawn(request.argv, env, request.cwd, request.log)
         except OSError:
             del self._runs[run.key]
             raise
+        try:
+            run.born = (run.keeper, birth(run.keeper))
+            # Before the job exists: whatever happens next, this epoch is used up, and a new guardian knows its keeper.
+            self._save()
+            os.write(leave, b"+")
+        except OSError:
+            send_signal(run.keeper, signal.SIGKILL)
+            os.waitpid(run.keeper, 0)
+            os.close(run.pipe)
+            del self._runs[run.key]
+            raise
+        finally:
+            os.close(leave)
         # Not waited for: a working directory on a hung file system would hold up all deadlines.
         say(run, f"starting, keeper {run.keeper}")
 

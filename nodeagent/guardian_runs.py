@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from failover.executors.protocol import TREE_VARIABLE, RunState
-from nodeagent.linux import children, descendants, send_signal, tagged
+from nodeagent.linux import birth, children, descendants, send_signal, tagged
 
 AGAIN_MS = 100
 """Between two SIGKILLs to a tree that is still there."""
@@ -28,7 +28,8 @@ Key = tuple[str, str]
 class Run:
     """One (job, epoch). ``keeper`` 0: its keeper is dead. ``lost``: the keeper was killed, so processes may remain that
     only the search by tag and by adoption finds. ``leader`` 0: not known yet, the command is still to be run.
-    ``reason``: why it could not be. Times are boot-time ms, 0 = not."""
+    ``reason``: why it could not be. ``born``: pid and birth of its keeper. ``left``: pids and births of what was seen
+    of a lost run, so that it need not be found again by its tag. Times are boot-time ms, 0 = not."""
 
     job: str
     epoch: str
@@ -53,6 +54,8 @@ class Run:
     next_kill_ms: int = 0
     look_ms: int = 0
     unseen: int = 0
+    born: tuple[int, ...] = ()
+    left: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def key(self) -> Key:
@@ -79,6 +82,7 @@ class Run:
             self.deadline_ms,
             pids,
             self.reason,
+            self.born,
         )
 
     def extend(self, deadline_ms: int, term_before_ms: int, kill_before_ms: int) -> None:
@@ -163,17 +167,20 @@ class Run:
 
 
 def look_for_lost(runs: list[Run], keepers: set[int], now: int) -> None:
-    """Kill what dead keepers left: orphans that the kernel gave to the guardian, and whatever carries their tags. A run
-    of which two looks in a row find nothing is gone."""
+    """Kill what dead keepers left: orphans that the kernel gave to the guardian, what is below a keeper of an earlier
+    guardian, and whatever carries their tags. A run of which two looks in a row find nothing is gone. A process that
+    does not die (uninterruptible sleep) has perhaps wiped its environment and may lose its keeper: what was seen once
+    is looked for until it has ended."""
     adopted = [pid for pid in children(os.getpid()) if pid not in keepers]
     for pid in adopted:
         for below in (*descendants(pid), pid):
             send_signal(below, signal.SIGKILL)
     found = tagged(TREE_VARIABLE, {run.tag for run in runs})
     for run in runs:
+        _kill_left(run)
         for pid in found[run.tag]:
             send_signal(pid, signal.SIGKILL)
-        run.unseen = 0 if adopted or found[run.tag] else run.unseen + 1
+        run.unseen = 0 if adopted or run.left or found[run.tag] else run.unseen + 1
         if run.unseen >= UNSEEN:
             run.lost = False
             run.tree_gone = True
@@ -181,3 +188,16 @@ def look_for_lost(runs: list[Run], keepers: set[int], now: int) -> None:
             run.look_ms = now + AGAIN_MS
         else:
             run.look_ms = now + min(LOOK_MS, max(AGAIN_MS // 5, (now - run.ended_ms) // 4))
+
+
+def _kill_left(run: Run) -> None:
+    """SIGKILL what is left of the run as far as it is known, but not to its old keeper: that one catches all that the
+    tree forks meanwhile, and ends by itself once nothing is left."""
+    run.left = {(pid, born) for pid, born in run.left if birth(pid) == born}
+    for pid, _ in tuple(run.left):
+        run.left.update((below, born) for below in descendants(pid) if (born := birth(below)))
+    for pid, born in run.left:
+        if (pid, born) != run.born:
+            send_signal(pid, signal.SIGKILL)
+        else:
+            send_signal(pid, signal.SIGCONT)  # it cannot hear of its guardian's death while it is stopped

@@ -67,12 +67,14 @@ def _job(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, keeper
         os._exit(127)
 
 
-def _keep(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, guardian: int, pipe: int) -> None:
-    """In the keeper: fork the job, tell of its start and end, reap until no child is left."""
+def _keep(
+    argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, guardian: int, pipe: int, leave: int
+) -> None:
+    """In the keeper: fork the job once there is leave, tell of its start and end, reap until no child is left."""
     signal.set_wakeup_fd(-1)
     _reset_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    _close_others(pipe)
+    _close_others(pipe, leave)
     os.setsid()
     become_subreaper()
 
@@ -84,6 +86,9 @@ def _keep(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, guard
     die_with_parent(signal.SIGTERM)
     if os.getppid() != guardian:
         os._exit(1)
+    if not os.read(leave, 1):  # closed without a word: there shall be no job
+        os._exit(0)
+    os.close(leave)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     me = os.getpid()
     leader = os.fork()
@@ -109,19 +114,22 @@ def _keep(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str, guard
             os.write(pipe, b"exit %d %d\n" % ((code, 0) if code >= 0 else (-1, -code)))
 
 
-def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str) -> tuple[int, int]:
-    """Fork a keeper that runs ``argv``. Returns (its pid, a pipe to read, non-blocking).
+def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str) -> tuple[int, int, int]:
+    """Fork a keeper that runs ``argv`` once a byte comes through the leave pipe, and ends if that is closed first.
+    Returns (its pid, a pipe to read, non-blocking, the leave pipe to write).
 
     The pipe says ``started <pid>`` or ``failed <why>``, later ``exit <code> <signal>``, and ends with the keeper.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    leave_reader, leave_writer = os.pipe2(os.O_CLOEXEC)
     guardian = os.getpid()
     keeper = os.fork()
     if keeper == 0:
         try:
-            _keep(argv, env, cwd, log, guardian, writer)
+            _keep(argv, env, cwd, log, guardian, writer, leave_reader)
         finally:
             os._exit(99)
     os.close(writer)
+    os.close(leave_reader)
     os.set_blocking(reader, False)
-    return keeper, reader
+    return keeper, reader, leave_writer

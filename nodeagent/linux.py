@@ -69,6 +69,19 @@ class BootTimer:
             return
 
 
+def birth(pid: int) -> int:
+    """When the process began, in clock ticks since boot: with its pid, its name for ever. 0 if it has ended, a zombie
+    without other threads included."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            words = file.read().rpartition(")")[2].split()
+        if words[0] in ("Z", "X") and len(os.listdir(f"/proc/{pid}/task")) <= 1:
+            return 0
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(words[19])
+
+
 def children(pid: int) -> list[int]:
     """Children of all threads of ``pid``, zombies included; empty if it is gone."""
     found: list[int] = []

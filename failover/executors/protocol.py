@@ -102,7 +102,8 @@ _NAMES: dict[type[Any], str] = {kind: name for name, kind in _OPS.items()}
 @dataclass(frozen=True, slots=True)
 class RunState:
     """One (job, epoch) as the guardian knows it. Times are boot-time ms. ``exit_code`` -1: alive, or ended by a
-    signal. ``tree_gone``: no process of it remains. ``reason``: why the command could not be run."""
+    signal. ``tree_gone``: no process of it remains. ``reason``: why the command could not be run.
+    ``keeper``: its pid and start time in ticks, by which it is known after the guardian's death."""
 
     job: str
     epoch: str
@@ -117,6 +118,7 @@ class RunState:
     deadline_ms: int
     pids: tuple[int, ...] = ()
     reason: str = ""
+    keeper: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,6 +282,20 @@ async def test_jobs_die_with_their_guardian_and_the_next_one_says_so(bench: Benc
         await bench.executor.start(launch(SLEEPER, 0), bench.in_ms(LONG_MS))
 
 
+async def test_a_stop_is_not_confirmed_while_a_keeper_of_a_dead_guardian_has_children(bench: Bench) -> None:
+    """The keeper could not clean up (here: it is stopped), and what lives below it carries no tag any more."""
+    await bench.executor.start(launch(ESCAPING + SLEEPER), bench.in_ms(LONG_MS))
+    await bench.ready()
+    escaped = int((bench.work() / "escaped").read_text())
+    leader = next(pid for pid in (await bench.process()).pids if pid != escaped)
+    keeper = int(Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(guardian_pid(bench.directory), signal.SIGKILL)
+    await bench.when(lambda p: p.tree_gone, "the new guardian confirms the stop")
+    assert not running(escaped)
+    assert not running(keeper)
+
+
 async def test_a_killed_keeper_leaves_nothing_behind(bench: Bench) -> None:
     """Its orphans fall to the guardian, which kills them before it confirms."""
     await bench.executor.start(launch(ESCAPING + SLEEPER), bench.in_ms(LONG_MS))
