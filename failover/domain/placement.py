@@ -21,7 +21,6 @@ from failover.domain.fit import (
     find_place,
     occupied,
     relied_guards,
-    silent,
     unfit,
     usable,
 )
@@ -29,6 +28,7 @@ from failover.domain.indexes import LANDED, active_migrations, current_offer, is
 from failover.domain.regions import choose_region
 from failover.domain.requests import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
+from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import DeviceId, JobId, NodeId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.fleet import NodeState
@@ -248,7 +248,6 @@ def published_region(
     holders = occupied(state, world, now.mono_ms, settings.timings)
     free = [sum(1 for d in devices if not holders.by_device.get(d)) for devices in eligible(state).values()]
     alive = sum(1 for v in state.liveness.values() if v.record.state is NodeState.ALIVE)
-    unheard = sum(1 for node in state.nodes if silent(state, node))
     record = RegionRecord(
         region=state.region,
         leader=leader,
@@ -258,7 +257,7 @@ def published_region(
         usable=sum(1 for d in state.devices if usable(state, d)),
         free=sum(free),
         largest_free=max(free, default=0),
-        in_doubt=unheard >= 2 and unheard > settings.policy.freeze_fraction * len(state.nodes),
+        in_doubt=in_doubt(state, settings),
         updated_ms=now.ledger_ms,
     )
     old = world.regions.get(state.region)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from failover.domain.placement import choose_region, decide_offers, decide_reservations, published_region
+from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.faults import DrainState
@@ -19,6 +20,7 @@ from gridkeeper.records.fleet import (
     SessionRecord,
 )
 from gridkeeper.records.jobs import JobState, MigrationKind, MigrationState, RegionRecord
+from gridkeeper.snapshot import Policy, Settings
 from tests.unit.failover_world import SETTINGS, Grid, spec_of
 
 EAST, WEST = RegionId("east"), RegionId("west")
@@ -278,3 +280,15 @@ def test_a_region_that_hears_too_few_of_its_nodes_says_so() -> None:
         grid.memory.put(KEYS_EAST.session(NodeId(node)), SessionRecord(NodeId(node), ReplicaId("r"), "s", False, 0))
     grid.lead("east")
     assert grid.memory.record(KEYS.region(EAST)).in_doubt
+
+
+def test_doubt_is_one_rule_for_judging_nodes_and_for_choosing_regions() -> None:
+    """29 of 100 are not more than 0.29 of them, whatever floating point says."""
+    silent = [f"n{number}" for number in range(29)]
+    nodes = {f"n{number}": 1 for number in range(100)}
+    grid = Grid({"east": nodes}, Settings(SETTINGS.timings, Policy(freeze_fraction=0.29)))
+    for node in silent:
+        grid.memory.put(KEYS_EAST.session(NodeId(node)), SessionRecord(NodeId(node), ReplicaId("r"), "s", False, 0))
+    grid.lead("east")
+    assert not grid.memory.record(KEYS.region(EAST)).in_doubt
+    assert not in_doubt(grid.leaders["east"].region(EAST), grid.settings)
