@@ -280,7 +280,9 @@ class Ingest:
         if stream.marked_open == is_open:
             return
         key = self._keys.session(stream.node)
-        record = SessionRecord(stream.node, self._replica, stream.session, is_open, self._clock.wall_ms())
+        silent_ms = 0 if is_open else max(0, self._clock.mono_ms() - stream.heard_ms)
+        wall_ms = self._clock.wall_ms()
+        record = SessionRecord(stream.node, self._replica, stream.session, is_open, wall_ms, silent_ms)
         try:
             result = await self._store.txn([Compare(key, stream.session_revision)], [PutOp(key, codec.encode(record))])
         except (StoreError, OutcomeUnknown) as error:

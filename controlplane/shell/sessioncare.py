@@ -70,7 +70,9 @@ class SessionCare:
     async def _end(self, session: Versioned[SessionRecord]) -> None:
         record = session.record
         key = self._keys.session(record.node)
-        ended = SessionRecord(record.node, record.replica, record.session, False, self._clock.wall_ms())
+        now = self._clock.mono_ms()
+        silent_ms = max(0, now - session.seen_ms)  # at least: nobody has held it since
+        ended = SessionRecord(record.node, record.replica, record.session, False, self._clock.wall_ms(), silent_ms)
         try:
             done = await self._store.txn([Compare(key, session.revision)], [PutOp(key, codec.encode(ended))])
         except StoreError as error:

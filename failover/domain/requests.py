@@ -160,8 +160,7 @@ def _while_alive(
 ) -> Cause | None:
     silent = _silence(state, owner)
     if silent is not None:
-        age = max(0, now.ledger_ms - silent.record.since_ms)
-        reason = f"node {owner.node} is {silent.record.state.value} for {age} ms: {silent.record.reason}"
+        reason = f"node {owner.node} is {silent.record.state.value}: {silent.record.reason}"
         return _silent_cause(state, owner, silent, reason)
     if migration is None and owner.revoke is not None:
         reason = f"epoch {owner.epoch} is revoked ({owner.revoke.reason}) and nothing moves the job"
@@ -197,7 +196,7 @@ def _silent_cause(state: RegionState, owner: OwnershipRecord, silent: Versioned[
     return Cause(
         MigrationKind.RECOVERY,
         reason,
-        silent.record.since_ms,
+        silent.record.heard_ms or silent.record.since_ms,
         incident=newest.id if newest else IncidentId(""),
         trace=(newest.trace if newest else "") or owner.trace,
         silent_revision=silent.revision,

@@ -173,8 +173,11 @@ class RegionStore:
             81_559, "570", rack, EAST, True,
         )  # fmt: skip
 
-    def session(self, node: str, is_open: bool, replica: str = "a") -> None:
-        record = SessionRecord(NodeId(node), ReplicaId(replica), "s", is_open, self.ledger)
+    def session(
+        self, node: str, is_open: bool, replica: str = "a", silent_ms: int = 0, wall_ms: int | None = None
+    ) -> None:
+        at_ms = self.ledger if wall_ms is None else wall_ms
+        record = SessionRecord(NodeId(node), ReplicaId(replica), "s", is_open, at_ms, silent_ms)
         self.write((self.keys.session(NodeId(node)), record))
 
     def event(

@@ -334,9 +334,10 @@ class Grid(Truth):
             if host.silent_since < 0:
                 host.silent_since = self.time_ms
             if self.time_ms - host.silent_since >= self.settings.timings.unreachable_ms and state is NodeState.ALIVE:
-                self.memory.put(
-                    key, LivenessRecord(host.node, NodeState.UNREACHABLE, host.silent_since, "nothing heard")
+                silent = LivenessRecord(
+                    host.node, NodeState.UNREACHABLE, self.time_ms, "nothing heard", host.silent_since
                 )
+                self.memory.put(key, silent)
 
     def blip(self, job: JobId) -> None:
         """The job's node is silent for just long enough that its jobs are revoked, and is back."""

@@ -70,6 +70,18 @@ def test_a_silent_node_loses_its_job_only_after_r() -> None:
     assert head_steps >= 0
 
 
+def test_the_time_to_recover_counts_from_when_the_node_was_last_heard() -> None:
+    grid = running(two_regions())
+    source = grid.owner("train")
+    heard_ms = grid.time_ms + 250
+    grid.cut(source.node)
+    grid.run(80)
+    move = grid.migrations("train")[-1]
+    first_step_ms = grid.memory.record(KEYS.run(TRAIN, 1, 2)).first_step_ms
+    assert move.requested_ms > move.fault_ms == heard_ms
+    assert move.rto_ms == first_step_ms - heard_ms
+
+
 def fencing(grid: Grid) -> MigrationRecord:
     """Rounds until a revoke intent stands."""
     for _ in range(20):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from controlplane.domain.liveness import in_doubt
-from gridkeeper.records.fleet import HealthState, NodeState
+from gridkeeper.hearing import in_doubt
+from gridkeeper.records.fleet import HealthState, LivenessRecord, NodeState
 from tests.unit.applier import RegionStore, quick
 
 LIMIT = 10_000  # timings.unreachable_ms
@@ -27,7 +27,7 @@ def fleet(count: int) -> RegionStore:
 
 
 def doubtful(store: RegionStore) -> bool:
-    return in_doubt(store.state(), store.settings, store.now)
+    return in_doubt(store.state(), store.settings)
 
 
 def test_a_silent_node_is_unreachable_after_the_limit_and_comes_back_as_it_was() -> None:
@@ -126,6 +126,59 @@ def test_when_a_cut_heals_every_timer_starts_anew() -> None:
     assert set(nodes(store).values()) == {NodeState.ALIVE}, "n4 and n5 get the time that the others had"
     store.run(2_000)
     assert nodes(store)["n4"] is nodes(store)["n5"] is NodeState.UNREACHABLE
+
+
+def judged(store: RegionStore, node: str) -> LivenessRecord:
+    [record] = [r for r in store.records("liveness") if r.node == node]
+    return record
+
+
+def test_silence_is_dated_when_the_node_was_last_heard_not_when_it_was_judged() -> None:
+    """The replica that holds a stream marks it silent only after a while, and knows how long that was."""
+    store = fleet(4)
+    heard_ms = store.ledger
+    store.wait(3_300)
+    store.session("n2", False, silent_ms=3_300)
+    store.run(LIMIT)
+    record = judged(store, "n2")
+    assert (record.state, record.heard_ms) == (NodeState.UNREACHABLE, heard_ms)
+    assert record.since_ms == heard_ms + 3_300 + LIMIT
+    assert "not heard for 13.3 s" in record.reason
+    store.session("n2", True)
+    store.settle()
+    assert judged(store, "n2").heard_ms == 0
+
+
+def test_a_new_leader_dates_a_silence_that_began_before_it_led() -> None:
+    store = fleet(4)
+    heard_ms = store.ledger
+    store.session("n2", False)
+    store.wait(LIMIT)
+    for key, held in store.items.items():  # it has just loaded the store
+        store.items[key] = type(held)(held.record, held.revision, held.created, store.mono)
+    store.run(LIMIT)
+    assert judged(store, "n2").heard_ms == heard_ms
+
+
+@pytest.mark.parametrize("skew", [-10_000_000, 10_000_000])
+def test_a_replica_with_a_wrong_clock_cannot_move_a_silence_out_of_what_the_leader_knows(skew: int) -> None:
+    store = fleet(4)
+    alive_ms, heard_ms = judged(store, "n2").since_ms, store.ledger
+    store.session("n2", False, wall_ms=store.ledger + skew)
+    store.run(LIMIT)
+    assert judged(store, "n2").heard_ms == (heard_ms if skew > 0 else alive_ms)
+
+
+def test_a_node_whose_replica_went_was_heard_until_that_was_seen() -> None:
+    store = fleet(4)
+    store.replica("b")
+    store.session("n1", True, replica="b")
+    store.run(20_000, step=10_000)
+    store.replica("b", present=False)
+    store.settle()
+    gone_ms = store.ledger
+    store.run(LIMIT + 1_000)
+    assert (judged(store, "n1").state, judged(store, "n1").heard_ms) == (NodeState.UNREACHABLE, gone_ms)
 
 
 def test_a_drain_under_way_stays_one_when_its_node_goes_silent() -> None:

@@ -81,6 +81,23 @@ class Vanishing:
         self._ends.append(reason)
 
 
+def test_a_stream_that_falls_silent_is_marked_with_how_long_nothing_was_heard() -> None:
+    """The leader dates the silence by it: from it the time to recover is counted."""
+
+    async def main() -> None:
+        async with bench() as b:
+            await until(await b.open(hello()), "welcome")
+            await b.clock.sleep(SHORT.unreachable_ms)
+            kv, _ = await b.reader.get(KEYS.session(NodeId("n1")))
+            assert kv is not None
+            record = codec.decode(SessionRecord, kv.value)
+            limit = max(3 * SHORT.heartbeat_ms, SHORT.unreachable_ms // 3)
+            assert not record.open
+            assert limit <= record.silent_ms <= limit + SHORT.heartbeat_ms
+
+    run_virtual(main())
+
+
 def test_a_stream_is_over_once_its_node_has_said_hello_to_another_replica() -> None:
     """Its connection may not notice for hours; held on, its rows would go stale and be found silent."""
 
