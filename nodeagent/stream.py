@@ -35,6 +35,9 @@ from nodeagent.spool import BATCH, Spool
 log = logging.getLogger("gridkeeper.agent.uplink")
 
 SILENT_HEARTBEATS = 3
+UNRENEWED_PART = 4
+"""Jobs that are not renewed are taken to another replica after F divided by this: with two replicas each is tried
+before SIGTERM comes at three quarters of F."""
 SILENT_LEAST_MS = 500
 WINDOW = 4 * BATCH
 """Events sent and not acknowledged at any time."""
@@ -48,6 +51,11 @@ class Workloads(Protocol):
 
     @property
     def changed(self) -> asyncio.Event: ...
+
+    @property
+    def unrenewed_ms(self) -> int:
+        """Since the oldest renewal was sent that a job which is to go on rests on; 0 without such jobs."""
+        ...
 
     def set_timings(self, timings: Timings) -> None: ...
 
@@ -142,6 +150,7 @@ class Stream:
                     self._every(self._timings.telemetry_ms, Urgency.TELEMETRY, self._telemetry),
                     self._reports(),
                     self._silence(),
+                    self._unrenewed(),
                 ):
                     group.create_task(work)
         except* LinkClosed as closed:
@@ -257,6 +266,16 @@ class Stream:
             if self._inventory.version != self._version:
                 raise NewHello("the inventory has changed")
             await self._clock.sleep(min(limit - silent, self._timings.heartbeat_ms))
+
+    async def _unrenewed(self) -> None:
+        """Raises when this replica answers but has not acknowledged a job's renewals for a quarter of F: it may be cut
+        off from the global store while another one of the region is not. The stream gets as long to do better."""
+        limit = self._timings.fence_ms // UNRENEWED_PART
+        while True:
+            await self._clock.sleep(limit)
+            age = self._workloads.unrenewed_ms
+            if age >= limit:
+                raise LinkClosed(f"no renewal of a job was acknowledged for {age} ms")
 
     # Jobs
 

@@ -164,8 +164,16 @@ class Supervisor:
     @property
     def renewal_age_ms(self) -> int:
         """Since the oldest of the renewals that live jobs rest on was sent; 0 without jobs."""
+        return self._renewal_age([process for process in self._processes if process.alive])
+
+    @property
+    def unrenewed_ms(self) -> int:
+        """The same for jobs that are to go on: not for those that are being ended."""
+        return self._renewal_age([p for p in self._processes if p.alive and not p.stop_asked and not p.fenced])
+
+    def _renewal_age(self, processes: Iterable[Process]) -> int:
         now = self._clock.mono_ms()
-        alive = [key_of(process) for process in self._processes if process.alive]
+        alive = [key_of(process) for process in processes]
         sent = [self._deadlines[key] - self._timings.fence_ms for key in alive if key in self._deadlines]
         return now - min(sent) if sent else 0
 

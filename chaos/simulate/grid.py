@@ -239,6 +239,16 @@ class SimGrid:
         alive = [p for p in await self.hosts[node].executor.list() if p.job == job and p.alive]
         return alive[0].pids[0] if alive and alive[0].pids else 0
 
+    def hang_driver(self, node: NodeId, hung: bool = True) -> None:
+        """Calls to the driver do not come back, until it lets go."""
+        self._injected(f"the driver of {node} {'hangs' if hung else 'lets go'}")
+        self.hosts[node].driver_hung = hung
+
+    def replica_of(self, node: NodeId) -> str:
+        """The replica that holds a node's stream; "": none."""
+        holders = (name for name, server in self.servers.items() if node in server.replica.ingest.streams)
+        return next(holders, "")
+
     async def kill_node(self, node: NodeId) -> None:
         self._injected(f"{node} loses power")
         await self.hosts[node].lose_power()

@@ -53,6 +53,8 @@ class SimHost:
         self.kernel = SimKernel(clock)
         self.disk = SimDisk(clock, rng.child("disk"))
         self.powered = True
+        self.driver_hung = False
+        """Calls to the driver do not come back while it is set."""
         self._rng = rng
         self._network = network
         self._checkpoints = checkpoints
@@ -99,7 +101,7 @@ class SimHost:
             boot_id=f"boot-{self.node}-{self._boots}",
             resume_dir=ROOT / self.node / "resume",
             kernel_log=self.kernel.reader(clock),
-            runner=InlineRunner(clock),
+            runner=InlineRunner(clock, lambda lane: self.driver_hung),
         )
         agent = Agent(config, ports, self._timings)
         delay_ms = round(self._rng.uniform(0, 100))
@@ -137,6 +139,7 @@ class SimHost:
     def boot(self) -> None:
         """Power is back: same disk, same files, another boot."""
         self.powered = True
+        self.driver_hung = False
         self._boots += 1
         self._network.heal(self.node)
         self.backend.pending = []

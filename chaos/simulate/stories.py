@@ -127,6 +127,24 @@ async def agent_frozen(grid: SimGrid) -> tuple[Claim, ...]:
     )
 
 
+async def view_lost(grid: SimGrid) -> tuple[Claim, ...]:
+    """The replica that holds the stream of a job's node loses the global store: the agent has the job renewed by the
+    other replica of the region before its deadline, and nothing is stopped or moved."""
+    owner = await _steady(grid)
+    replica = grid.replica_of(owner.node)
+    grid.partition_store(replica, "global")
+    await _finished(grid)
+    now = grid.replica_of(owner.node)
+    grid.heal_store(replica, "global")
+    starts = [entry for entry in grid.history if isinstance(entry, Started)]
+    return (
+        *await _end(grid),
+        _nothing_drained(grid),
+        Claim("the job ran in one epoch", len(starts) == 1, f"{len(starts)} starts", calm=True),
+        Claim("its node went to the other replica", now not in ("", replica), f"{replica}, then {now}", calm=True),
+    )
+
+
 STORIES: dict[str, Story] = {
     story.name: story
     for story in (
@@ -134,6 +152,7 @@ STORIES: dict[str, Story] = {
         Story("crash", "an uncorrectable memory error kills the process", crash, SHAPE),
         Story("node-lost", "a node loses power, and comes back", node_lost, SHAPE),
         Story("agent-frozen", "an agent is frozen, and thaws", agent_frozen, SHAPE),
+        Story("view-lost", "a replica loses the global store", view_lost, SHAPE),
         STORM,
     )
 }

@@ -32,6 +32,8 @@ STORM_MS = 40_000
 PAUSE_MS = (200.0, 4_000.0)
 LASTS_MS = (500.0, 12_000.0)
 """Shorter and longer than F: some faults are ridden out, some are not."""
+HANGS_MS = (1_000.0, 25_000.0)
+"""Shorter than the driver's limit, and longer than telemetry may stay away."""
 AFTER_MS = 60_000
 MAX_SICK = 3
 """Devices that fail: fewer than the budgets of a region allow, so that each can be drained."""
@@ -62,7 +64,7 @@ class _Weather:
     def replicas(self) -> list[str]:
         return [name for name in self.grid.servers if name not in self.broken]
 
-    def breaks(self, name: str, heal: Heal) -> None:
+    def breaks(self, name: str, heal: Heal, lasts_ms: tuple[float, float] = LASTS_MS) -> None:
         """``name`` is broken for a time that is drawn."""
         self.broken.add(name)
         self.count += 1
@@ -71,7 +73,7 @@ class _Weather:
             self.broken.discard(name)
             await heal()
 
-        self.due.append((self.grid.now_ms + round(self.rng.uniform(*LASTS_MS)), self.count, mend))
+        self.due.append((self.grid.now_ms + round(self.rng.uniform(*lasts_ms)), self.count, mend))
 
     async def mend(self, until_ms: int) -> None:
         """Everything that is due by then, in order."""
@@ -189,6 +191,18 @@ async def _cut(weather: _Weather, grid: SimGrid) -> None:
         weather.breaks(node, heal)
 
 
+async def _hang_driver(weather: _Weather, grid: SimGrid) -> None:
+    """Nothing is known of a whole node's devices, which is no reason to take one out."""
+    if names := weather.nodes():
+        node = NodeId(weather.pick(names))
+        grid.hang_driver(node)
+
+        async def heal() -> None:
+            grid.hang_driver(node, hung=False)
+
+        weather.breaks(node, heal, HANGS_MS)
+
+
 async def _lost_replies(weather: _Weather, grid: SimGrid) -> None:
     if names := weather.replicas():
         handle = grid.store_of(weather.pick(names), weather.pick(["region", "global"]))
@@ -229,6 +243,7 @@ FAULTS: dict[str, Callable[[_Weather, SimGrid], Awaitable[None]]] = {
     "kill replica": _kill_replica,
     "partition store": _partition,
     "cut network": _cut,
+    "hang driver": _hang_driver,
     "lose replies": _lost_replies,
     "crash job": _crash,
     "sick device": _sick,

@@ -311,3 +311,20 @@ async def test_log_requests_are_answered_with_text_or_a_reason(bench: Bench) -> 
     answers = {chunk.id: chunk for chunk in bench.a.logs}
     assert answers[1].text.startswith(b"step")
     assert "other" in answers[2].error
+
+
+@on_bench
+async def test_a_job_that_one_replica_does_not_renew_is_renewed_by_the_other(bench: Bench) -> None:
+    """A replica that answers but is cut off from the global store must not cost its agents their jobs."""
+    bench.servers = ("a", "b")
+    bench.start_agent()
+    await bench.until(lambda: bench.a.session or bench.b.session, "connected")
+    blind, other = (bench.a, bench.b) if bench.a.session else (bench.b, bench.a)
+    await blind.command(1)
+    await bench.until(lambda: (w := bench.workload(1, blind)) and w.first_step >= 0, "it runs")
+    blind.grants = False
+    await bench.until(lambda: other.renewals, "the agent turns to the other replica", SHORT.fence_ms)
+    await bench.clock.sleep(3 * SHORT.fence_ms)
+    process = await bench.process(1)
+    assert process is not None
+    assert (process.alive, process.fenced) == (True, False)
