@@ -39,7 +39,9 @@ def report(
         workload.storing_checkpoint = key in view.storing
         order = book.orders.get(key)
         workload.resumed_step = order.resume_step if order else -1
-    newest = sorted(found, reverse=True)[:MAX_WORKLOADS]
+    ended = records_pb2.RUN_PHASE_EXITED
+    # What lives comes first: the control plane takes an epoch that has begun and is not in the report for lost.
+    newest = sorted(sorted(found, reverse=True), key=lambda key: found[key].phase == ended)[:MAX_WORKLOADS]
     return WorkloadReport(workloads=[found[key] for key in sorted(newest)])
 
 

@@ -10,7 +10,7 @@ from controlplane.domain.taint import suspicion
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.ownerview import OwnerView
-from controlplane.shell.runs import epoch_message, epoch_of, run_record, worth_writing
+from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun, run_record, worth_writing
 from controlplane.shell.session import AgentStream
 from controlplane.shell.states import global_state
 from failover.domain.fencing import Refusal, command_for, commit_head, may_acknowledge
@@ -107,7 +107,10 @@ class JobFeed:
 
     def commands(self, stream: AgentStream) -> Mapping[str, Command]:
         """One command per (job, epoch): what ownership wants here, stops for epochs that are over, and leave to forget
-        what is durably recorded as ended."""
+        what is durably recorded as ended.
+
+        An epoch starts once. If it has begun, and the agent does not report it (its state was lost), it is told to
+        stop: it then reports that nothing of it runs, and the job goes on at a new epoch from its newest checkpoint."""
         leader = self._world.one("leader")
         if leader:
             self._term = max(self._term, leader.created)
@@ -121,7 +124,13 @@ class JobFeed:
             run = self._run(owner.job, owner.epoch)
             if run and run.record.phase is RunPhase.EXITED:
                 continue
-            wanted[f"{owner.job}@{owner.epoch}"] = self._command(owner)
+            command = self._command(owner)
+            if command.desired == records_pb2.DESIRED_RUN and run and has_begun(run.record):
+                if stream.report is None:
+                    continue
+                if not goes_on(stream.report, owner.job, owner.epoch):
+                    command.desired = records_pb2.DESIRED_STOP
+            wanted[f"{owner.job}@{owner.epoch}"] = command
         for workload in stream.report.workloads if stream.report else ():
             epoch = epoch_of(workload.epoch)
             name = f"{workload.job}@{epoch}"

@@ -9,7 +9,7 @@ from gridkeeper import codec
 from gridkeeper.ids import Epoch, JobId, NodeId, RegionId
 from gridkeeper.records.jobs import RunPhase, RunRecord
 from gridkeeper.v1 import records_pb2
-from gridkeeper.v1.agent_pb2 import Workload
+from gridkeeper.v1.agent_pb2 import Workload, WorkloadReport
 
 STEP_EVERY_MS = 2_000
 """A run that only made progress is rewritten at most this often: etcd holds facts, not telemetry."""
@@ -43,6 +43,19 @@ def phase_of(workload: Workload) -> RunPhase:
     return phase
 
 
+def has_begun(run: RunRecord) -> bool:
+    """A process of that epoch was seen."""
+    return run.first_step >= 0 or run.phase in (RunPhase.RUNNING, RunPhase.STOPPING)
+
+
+def goes_on(report: WorkloadReport, job: JobId, epoch: Epoch) -> bool:
+    """The agent knows of that epoch, and not as of one that has ended."""
+    return any(
+        workload.job == job and epoch_of(workload.epoch) == epoch and workload.phase != records_pb2.RUN_PHASE_EXITED
+        for workload in report.workloads
+    )
+
+
 def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node: NodeId, wall_ms: int) -> RunRecord:
     """The record of what the agent reports now. Times are the receiver's wall clock minus the reported ages, and once
     set they stay, so that a repeated report changes nothing. Raises ``BadWorkload``."""
@@ -52,7 +65,10 @@ def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node
     def kept(before: int, age_ms: int, happened: bool) -> int:
         return before or (wall_ms - min(max(0, age_ms), MAX_AGE_MS) if happened else 0)
 
-    last_step_ms = old.last_step_ms if old and old.last_step == workload.last_step else 0
+    first_step, last_step = workload.first_step, workload.last_step
+    if old and first_step < 0:  # an agent that lost its state has forgotten steps that were made
+        first_step, last_step = old.first_step, old.last_step
+    last_step_ms = old.last_step_ms if old and old.last_step == last_step else 0
     return RunRecord(
         job=JobId(workload.job),
         epoch=epoch_of(workload.epoch),
@@ -64,8 +80,8 @@ def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node
         stop_confirmed=ended and workload.stop_confirmed,
         stopped_by_us=workload.stopped_by_us,
         resumed_step=workload.resumed_step,
-        first_step=workload.first_step,
-        last_step=workload.last_step,
+        first_step=first_step,
+        last_step=last_step,
         first_step_ms=kept(old.first_step_ms if old else 0, workload.first_step_age_ms, workload.first_step >= 0),
         last_step_ms=kept(last_step_ms, workload.last_step_age_ms, workload.last_step >= 0),
         started_ms=kept(old.started_ms if old else 0, workload.started_age_ms, True),

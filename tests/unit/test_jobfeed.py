@@ -1,0 +1,102 @@
+"""What a replica tells an agent of its jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.simulate.loop import run_virtual
+from chaos.simulate.network import SimAgentSession
+from controlplane.shell.runs import run_record
+from gridkeeper import codec
+from gridkeeper.ids import Epoch, JobId, NodeId
+from gridkeeper.keys import KEYS
+from gridkeeper.ports.store import PutOp
+from gridkeeper.records.jobs import RunPhase, RunRecord
+from gridkeeper.v1 import records_pb2
+from gridkeeper.v1.agent_pb2 import AgentFrame, Command, Renewal, Workload, WorkloadReport
+from tests.unit.ingestbench import EAST, Bench, bench, hello, until
+
+JOB = JobId("train")
+EPOCH = records_pb2.Epoch(generation=1, number=4)
+AT_MS = 1_700_000_000_000
+
+
+def workload(phase: str, first_step: int = -1) -> Workload:
+    return Workload(
+        job=JOB,
+        epoch=EPOCH,
+        phase=records_pb2.RunPhase.Value(f"RUN_PHASE_{phase}"),
+        first_step=first_step,
+        last_step=first_step,
+        stop_confirmed=phase == "EXITED",
+        stopped_by_us=phase == "EXITED",
+    )
+
+
+def report(*workloads: Workload) -> AgentFrame:
+    return AgentFrame(workloads=WorkloadReport(workloads=workloads))
+
+
+async def recorded(b: Bench, run: RunRecord) -> None:
+    done = await b.reader.txn([], [PutOp(KEYS.run(JOB, 1, 4), codec.encode(run))])
+    await b.replicas[0].world.wait_revision(done.revision, 5_000)
+
+
+async def heard(b: Bench, session: SimAgentSession) -> list[Command]:
+    """Commands of the next seconds."""
+    end, commands = b.clock.mono_ms() + 2_500, []
+    while b.clock.mono_ms() < end:
+        await session.send(AgentFrame(renewal=Renewal(id=b.clock.mono_ms())))
+        await b.clock.sleep(20)
+        frame = await session.receive()
+        if frame.WhichOneof("frame") == "command":
+            commands.append(frame.command)
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "desired"),
+    [
+        (("RUNNING", -1), None, "STOP"),
+        (("STARTING", 7), None, "STOP"),
+        (("RUNNING", 7), ("EXITED", -1), "STOP"),
+        (("RUNNING", 7), ("RUNNING", 7), "RUN"),
+        (("RUNNING", 7), ("STARTING", -1), "RUN"),
+        (("STARTING", -1), None, "RUN"),
+    ],
+)
+def test_an_epoch_that_has_begun_is_not_begun_again_by_an_agent_that_lost_its_state(
+    before: tuple[str, int], now: tuple[str, int] | None, desired: str
+) -> None:
+    """A second start of the same epoch would go back to its old resume step, behind checkpoints that it has made."""
+
+    async def main() -> None:
+        async with bench() as b:
+            await b.own(JOB, 4)
+            await recorded(b, run_record(workload(*before), None, EAST, NodeId("n1"), AT_MS))
+            session = await b.open(hello())
+            await until(session, "welcome")
+            await session.send(report(*([workload(*now)] if now else [])))
+            commands = await heard(b, session)
+            assert {records_pb2.Desired.Name(c.desired) for c in commands} == {f"DESIRED_{desired}"}
+
+    run_virtual(main())
+
+
+def test_before_the_agent_has_said_what_it_has_it_is_not_told_to_run_what_has_begun() -> None:
+    async def main() -> None:
+        async with bench() as b:
+            await b.own(JOB, 4)
+            await recorded(b, run_record(workload("RUNNING", 7), None, EAST, NodeId("n1"), AT_MS))
+            session = await b.open(hello())
+            await until(session, "welcome")
+            assert not [c for c in await heard(b, session) if c.desired == records_pb2.DESIRED_RUN]
+
+    run_virtual(main())
+
+
+def test_what_was_recorded_of_a_run_stays_when_its_agent_has_forgotten_it() -> None:
+    old = run_record(workload("RUNNING", 7), None, EAST, NodeId("n1"), AT_MS)
+    new = run_record(workload("EXITED"), old, EAST, NodeId("n1"), AT_MS + 9)
+    assert (new.phase, new.first_step, new.last_step, new.last_step_ms) == (RunPhase.EXITED, 7, 7, old.last_step_ms)
+    assert new.epoch == Epoch(1, 4)
