@@ -11,7 +11,7 @@ from controlplane.domain import health
 from controlplane.domain.budget import Book, devices_of
 from controlplane.domain.evidence import is_level
 from controlplane.domain.health import MACHINE
-from controlplane.domain.words import listed
+from controlplane.domain.words import duration, listed
 from gridkeeper.decision import Decision, Draft, Now, Versioned, guards_of
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.keys import RegionKeys
@@ -64,7 +64,7 @@ def cordon(
     for device in devices:
         book.hold(device, HoldKind.CORDON, owner, draft)
     inventory = [(keys.device(DeviceId(target)), state.devices[DeviceId(target)])] if "/" in target else []
-    until = f" for {ttl_ms} ms" if ttl_ms else ""
+    until = f" for {duration(ttl_ms)}" if ttl_ms else ""
     sentence = f"{target} cordoned by {owner}{until}: {reason}"
     return Decision("cordon", sentence, draft.writes(), guards_of(inventory), _reference(target), (owner,), trace)
 

@@ -70,15 +70,18 @@ def of_device(state: RegionState, health: HealthRecord) -> Standing:
 
 def of_region(state: RegionState, settings: Settings) -> Standing | None:
     """A region is up while no more of its devices are out than its budget holds back for faults, degraded while any
-    is left, down when none is; unknown while most are. None: it has no devices yet."""
+    is left, down when none is; unknown while most are. Devices in maintenance do not count, and a region that has no
+    others is excluded. None: it has no devices yet."""
     if not state.health:
         return None
     standings = [of_device(state, v.record) for v in state.health.values()]
-    total = len(state.devices) or len(standings)
     counts = {c: sum(s.uptime is c for s in standings) for c in UptimeClass}
+    total = (len(state.devices) or len(standings)) - counts[UptimeClass.EXCLUDED]
     usable = counts[UptimeClass.UP] + counts[UptimeClass.DEGRADED]
     spare = max((p.fraction for p in settings.policy.budgets if p.kind == "region"), default=0.0)
-    if 2 * counts[UptimeClass.UNKNOWN] > total:
+    if total <= 0:
+        uptime = UptimeClass.EXCLUDED
+    elif 2 * counts[UptimeClass.UNKNOWN] > total:
         uptime = UptimeClass.UNKNOWN
     elif usable == 0:
         uptime = UptimeClass.DOWN
@@ -86,7 +89,9 @@ def of_region(state: RegionState, settings: Settings) -> Standing | None:
         uptime = UptimeClass.DEGRADED
     else:
         uptime = UptimeClass.UP
-    return Standing(uptime, max(s.since_ms for s in standings), f"{usable} of {total} devices usable")
+    away = counts[UptimeClass.EXCLUDED]
+    excluded = f", {away} in maintenance" if away else ""
+    return Standing(uptime, max(s.since_ms for s in standings), f"{usable} of {total} devices usable{excluded}")
 
 
 def run_of_epoch(world: GlobalState, job: JobId, epoch: Epoch) -> RunRecord | None:

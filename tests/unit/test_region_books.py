@@ -75,6 +75,25 @@ def test_maintenance_is_excluded_from_its_beginning_to_its_end() -> None:
     balanced(store)
 
 
+def test_a_region_in_maintenance_is_excluded_and_a_node_in_maintenance_costs_it_nothing() -> None:
+    """What is announced is neither a degraded nor a dead region; silence of the rest is unknown as ever."""
+    store = fleet()
+    assert store.apply(cordon(store.state(), store.settings, "n1", "maintenance", "new fans", store.now))
+    store.run(10_000)
+    assert totals_at(account(store, "region/east"), store.ledger) == Totals(10_000, 0, 0, 0, 0)
+    store.session("n2", False)
+    store.run(20_000)
+    store.session("n2", True)
+    store.settle()
+    totals = totals_at(account(store, "region/east"), store.ledger)
+    assert totals.unknown_ms == 10_000 and totals.up_ms == 20_000, "of what is left, all was silent"
+    store.run(1_000)
+    assert store.apply(cordon(store.state(), store.settings, "n2", "maintenance", "new fans", store.now))
+    store.run(7_000)
+    assert totals_at(account(store, "region/east"), store.ledger).excluded_ms == 7_000
+    balanced(store)
+
+
 def test_silence_is_unknown_time_neither_up_nor_down() -> None:
     store = fleet()
     store.session("n1", False)
