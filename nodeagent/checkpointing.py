@@ -61,7 +61,8 @@ class FileCheckpointDirs:
 
 @dataclass(slots=True)
 class _Epoch:
-    """``settled``: this step and lower ones need nothing more. ``ready``: stored, not acknowledged yet."""
+    """``settled``: this step and lower ones need nothing more. ``ready``: stored, not acknowledged yet.
+    ``unverified_since_ms``: when the control plane first could not verify what was stored; 0: it could."""
 
     settled: int = -1
     stored: int = -1
@@ -69,6 +70,7 @@ class _Epoch:
     working: bool = False
     retry_ms: int = 0
     failing_since_ms: int = 0
+    unverified_since_ms: int = 0
     trouble: str = ""
 
 
@@ -100,7 +102,8 @@ class Checkpoints:
         if newest <= state.settled or newest <= state.stored or state.working:
             return
         now = self._clock.mono_ms()
-        if ended and state.failing_since_ms and now - state.failing_since_ms > GIVE_UP_MS:
+        failing = [since for since in (state.failing_since_ms, state.unverified_since_ms) if since]
+        if ended and failing and now - min(failing) > GIVE_UP_MS:
             state.settled = newest
             state.trouble = f"step {newest} could not be stored: {state.trouble}"
             return
@@ -122,7 +125,9 @@ class Checkpoints:
             return
         finally:
             state.working = False
-        state.failing_since_ms, state.trouble = 0, ""
+        state.failing_since_ms = 0
+        if not state.unverified_since_ms:
+            state.trouble = ""
         state.stored = step
         state.ready = CheckpointReady(
             job=job, epoch=epoch_message(epoch), step=step, digest=digest, size_bytes=manifest.size_bytes
@@ -137,16 +142,32 @@ class Checkpoints:
             await self._dirs.remove(directory / f"step-{step}")
 
     def acknowledge(self, ack: CheckpointAck) -> None:
-        """Committed, or refused for good: either way there is nothing more to do for that step."""
+        """Committed, or refused for good: either way there is nothing more to do for that step. Or not verified: then
+        it is stored again from its directory."""
         state = self._epochs.get((JobId(ack.job), epoch_of(ack.epoch)))
         if state is None:
             return
+        if ack.retry and not ack.committed:
+            self._again(state, ack)
+            return
+        if state.unverified_since_ms:
+            state.unverified_since_ms, state.trouble = 0, ""
         if not ack.committed:
             state.trouble = f"checkpoint {ack.step} was refused: {ack.refusal}"
             log.warning("Checkpoint %d of %s was refused: %s", ack.step, ack.job, ack.refusal)
         state.settled = max(state.settled, ack.step)
         if state.ready is not None and state.ready.step <= state.settled:
             state.ready = None
+        self._changed()
+
+    def _again(self, state: _Epoch, ack: CheckpointAck) -> None:
+        if state.ready is None or state.ready.step != ack.step:
+            return  # said of an announcement before the last
+        now = self._clock.mono_ms()
+        state.unverified_since_ms = state.unverified_since_ms or now
+        state.ready, state.stored, state.retry_ms = None, state.settled, now + RETRY_MS
+        state.trouble = f"checkpoint {ack.step} could not be verified: {ack.refusal}"
+        log.warning("Checkpoint %d of %s is stored again: %s", ack.step, ack.job, ack.refusal)
         self._changed()
 
     def announcements(self) -> tuple[CheckpointReady, ...]:

@@ -227,24 +227,29 @@ class JobFeed:
         """The acknowledgement, or None if it cannot be told yet (the agent repeats)."""
         job, epoch = JobId(ready.job), epoch_of(ready.epoch)
 
-        def ack(committed: bool, refusal: str = "") -> CheckpointAck:
-            return CheckpointAck(job=job, epoch=ready.epoch, step=ready.step, committed=committed, refusal=refusal)
+        def ack(committed: bool, refusal: str = "", retry: bool = False) -> CheckpointAck:
+            return CheckpointAck(
+                job=job, epoch=ready.epoch, step=ready.step, committed=committed, refusal=refusal, retry=retry
+            )
 
         if self._behind(job, epoch):
             return None
         owner = self._world.kind("ownership").get(job)
         if owner is None or owner.record.node != stream.node:
             return ack(False, f"{job} is not owned by {stream.node}")
+        if owner.record.epoch != epoch:  # before it is verified: nothing mends this one
+            return ack(False, f"{job} is owned at epoch {owner.record.epoch}")
         head = self._world.kind("heads").get(job)
         if head and head.record.step == ready.step and head.record.digest == ready.digest:
             return ack(True)
         try:
             manifest = await self._checkpoints.verify(job, ready.step, ready.digest)
         except CheckpointError as error:
-            return ack(False, str(error))
+            return ack(False, str(error), retry=True)  # the object store may be away, or have lost what the host has
         tainted = suspicion(self._local.kind("findings"), owner.record.devices)
         if tainted:
             log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
+        world = global_state(self._world)
         outcome = commit_head(
             job=job,
             epoch=epoch,
@@ -252,12 +257,12 @@ class JobFeed:
             digest=ready.digest,
             size_bytes=manifest.size_bytes,
             region=self._region,
-            world=global_state(self._world),
+            world=world,
             ledger_ms=ledger_ms(),
             suspect=tainted is not None,
         )
         if isinstance(outcome, Refusal):
-            return ack(False, outcome.sentence)
+            return ack(False, outcome.sentence, retry=KEYS.head(job) in world.suspect_keys)
         try:
             revision = await self._applier.apply(outcome, self._actor, None)
         except (Conflict, StoreError) as error:

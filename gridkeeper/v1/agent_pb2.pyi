@@ -557,11 +557,14 @@ class CheckpointAck(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     step: _builtins.int
     committed: _builtins.bool
     refusal: _builtins.str
-    """set when it can never be committed (older epoch, bad digest)"""
+    """why not"""
+    retry: _builtins.bool
+    """store it again and announce it again; false: it can never be committed (older epoch)"""
     @_builtins.property
     def epoch(self) -> _records_pb2.Epoch: ...
     def __init__(
@@ -572,10 +575,11 @@ class CheckpointAck(_message.Message):
         step: _builtins.int = ...,
         committed: _builtins.bool = ...,
         refusal: _builtins.str = ...,
+        retry: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "epoch", b"epoch", "job", b"job", "refusal", b"refusal", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "epoch", b"epoch", "job", b"job", "refusal", b"refusal", "retry", b"retry", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,7 @@ class Control:
         self.grants = True
         self.acks_events = True
         self.acks_checkpoints = True
+        self.verifies: Callable[[CheckpointReady], bool] = lambda ready: True
         self.mute = False
         self.refusal = ""
         self.workloads: dict[str, Workload] = {}
@@ -107,6 +108,8 @@ class Control:
             if self.acks_checkpoints:
                 ready = frame.checkpoint
                 done = agent_pb2.CheckpointAck(job=ready.job, epoch=ready.epoch, step=ready.step, committed=True)
+                if not self.verifies(ready):
+                    done.committed, done.retry, done.refusal = False, True, "a chunk is missing"
                 await session.send(ControlFrame(checkpoint_ack=done))
         elif kind == "telemetry":
             self.telemetry.append(frame.telemetry)

@@ -99,6 +99,43 @@ async def test_a_stopped_jobs_last_checkpoint_is_announced_before_its_end_is_fin
 
 
 @on_bench
+async def test_a_checkpoint_that_the_control_plane_cannot_verify_is_stored_again(bench: Bench) -> None:
+    """The object store lost a chunk after it took it: the host still has the directory, so nothing is lost yet."""
+    bench.a.verifies = lambda ready: all(bench.store.chunks.values())
+    bench.start_agent()
+    await running(bench)
+    bench.a.acks_checkpoints = False
+    await bench.clock.sleep(1_000)
+    await bench.a.command(1, run=False)
+    await bench.until(lambda: bench.phase(1) == "EXITED" and bench.a.ready, "it has ended")
+    await bench.clock.sleep(2_000)
+    last = bench.a.ready[-1]
+    manifest = await bench.store.verify(JOB, last.step, last.digest)
+    for chunk in (chunk for file in manifest.files for chunk in file.chunks):
+        bench.store.chunks[chunk] = b""
+    bench.a.acks_checkpoints = True
+    await bench.until(lambda: not bench.workload(1).storing_checkpoint, "it is acknowledged")  # type: ignore[union-attr]
+    assert (await bench.store.verify(JOB, last.step, last.digest)).epoch == Epoch(1, 1)
+    assert bench.workload(1).checkpoint_step == last.step  # type: ignore[union-attr]
+    assert not bench.workload(1).reason.count("verified")  # type: ignore[union-attr]
+
+
+@on_bench
+async def test_a_checkpoint_that_is_never_verified_is_given_up_and_the_report_says_so(bench: Bench) -> None:
+    """The end of a job must not wait for ever for an object store."""
+    bench.a.verifies = lambda ready: False
+    bench.start_agent()
+    await running(bench)
+    await bench.until(lambda: bench.a.ready, "a checkpoint")
+    await bench.a.command(1, run=False)
+    await bench.until(lambda: bench.phase(1) == "EXITED", "it has ended")
+    assert bench.workload(1).storing_checkpoint  # type: ignore[union-attr]
+    await bench.until(lambda: not bench.workload(1).storing_checkpoint, "it is given up", 90_000)  # type: ignore[union-attr]
+    assert "could not be stored: checkpoint" in bench.workload(1).reason  # type: ignore[union-attr]
+    assert "a chunk is missing" in bench.workload(1).reason  # type: ignore[union-attr]
+
+
+@on_bench
 async def test_a_resumed_job_goes_on_after_its_checkpoint_and_ends_as_if_undisturbed(bench: Bench) -> None:
     bench.job = SimJob(step_ms=50, steps=60)
     bench.start_agent()

@@ -13,7 +13,7 @@ from gridkeeper.keys import KEYS
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.jobs import RunPhase, RunRecord
 from gridkeeper.v1 import records_pb2
-from gridkeeper.v1.agent_pb2 import AgentFrame, Command, Renewal, Workload, WorkloadReport
+from gridkeeper.v1.agent_pb2 import AgentFrame, CheckpointReady, Command, Renewal, Workload, WorkloadReport
 from tests.unit.ingestbench import EAST, Bench, bench, hello, until
 
 JOB = JobId("train")
@@ -91,6 +91,25 @@ def test_before_the_agent_has_said_what_it_has_it_is_not_told_to_run_what_has_be
             session = await b.open(hello())
             await until(session, "welcome")
             assert not [c for c in await heard(b, session) if c.desired == records_pb2.DESIRED_RUN]
+
+    run_virtual(main())
+
+
+def test_a_checkpoint_that_cannot_be_verified_is_to_be_tried_again_and_one_without_right_is_not() -> None:
+    """A refusal is final and loses the checkpoint: an object store that is away for a moment is no reason for it."""
+
+    async def main() -> None:
+        async with bench() as b:
+            await b.own(JOB, 4)
+            session = await b.open(hello())
+            await until(session, "welcome")
+            lost_epoch = records_pb2.Epoch(generation=1, number=3)
+            for epoch, retry, words in ((EPOCH, True, "no manifest"), (lost_epoch, False, "is owned at epoch 1.4")):
+                ready = CheckpointReady(job=JOB, epoch=epoch, step=3, digest="0" * 64)
+                await session.send(AgentFrame(checkpoint=ready))
+                ack = (await until(session, "checkpoint_ack")).checkpoint_ack
+                assert (ack.committed, ack.retry) == (False, retry)
+                assert words in ack.refusal
 
     run_virtual(main())
 
