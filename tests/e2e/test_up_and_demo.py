@@ -102,10 +102,11 @@ def test_up_without_a_terminal_tells_what_happens_until_sigterm(directory: Path)
 def test_up_that_is_killed_takes_its_daemons_along_and_the_guardian_ends_the_job(directory: Path) -> None:
     up = Up(directory)
     up.hear("job train is running on east-")
+    jobs = directory / "nodes"
+    until(lambda: list(jobs.glob("*/state/jobs/train/*/progress.jsonl")), "the job makes steps")
     up.process.kill()
     up.process.wait()
     until(lambda: all("nodeagent.guardian" in line for line in below(directory)), "only guardians are left")
-    jobs = directory / "nodes"
     progress = next(jobs.glob("*/state/jobs/train/*/progress.jsonl"))
     pids = {int(match) for match in re.findall(r'"pid": (\d+)', progress.read_text())}
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the job is ended at its deadline")
