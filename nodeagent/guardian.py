@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import selectors
@@ -32,7 +33,11 @@ from dataclasses import dataclass
 from failover.executors.protocol import MAX_LINE, SOCKET, encode_reply, socket_address
 from nodeagent import guardian_state
 from nodeagent.guardian_core import IDLE_MS, Guardian
-from nodeagent.linux import BootTimer, become_subreaper
+from nodeagent.linux import BootTimer, become_subreaper, boot_ms
+
+MAX_CLIENTS = 64
+"""There is one agent; a few more connections may be left by dead ones or belong to a person who looks."""
+ACCEPT_AGAIN_MS = 100
 
 
 @dataclass(slots=True)
@@ -52,6 +57,7 @@ class Server:
         self._timer = BootTimer()
         self._clients: dict[int, _Client] = {}
         self._pipes: set[tuple[int, int]] = set()
+        self._accept_at_ms: int | None = None  # when to look at the listener again; None: it is looked at
         wake_reader, wake_writer = socket.socketpair()
         wake_reader.setblocking(False)
         wake_writer.setblocking(False)
@@ -67,7 +73,9 @@ class Server:
     def run(self) -> None:
         while not self._guardian.finished:
             self._follow_pipes()
-            self._timer.arm(self._guardian.due_ms())
+            self._listen_again()
+            due = [at for at in (self._guardian.due_ms(), self._accept_at_ms) if at is not None]
+            self._timer.arm(min(due, default=None))
             ready = self._selector.select()
             self._timer.clear()
             # Deadlines before requests: nobody can talk the guardian out of a fence that is due.
@@ -90,10 +98,24 @@ class Server:
             self._selector.register(fd, selectors.EVENT_READ)
         self._pipes = wanted
 
+    def _listen_again(self) -> None:
+        if self._accept_at_ms is not None and boot_ms() >= self._accept_at_ms:
+            self._accept_at_ms = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptors or memory left: whoever waits is served when there are again
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            self._selector.unregister(self._listener)
+            self._accept_at_ms = boot_ms() + ACCEPT_AGAIN_MS
+            return
+        if len(self._clients) >= MAX_CLIENTS:  # descriptors are needed to find and end jobs
+            connection.close()
             return
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", peer)[1] != os.geteuid():

@@ -25,7 +25,7 @@ from failover.executors.protocol import (
     epoch_number,
 )
 from nodeagent import guardian_state
-from nodeagent.guardian_runs import Key, Run, look_for_lost
+from nodeagent.guardian_runs import LOOK_MS, Key, Run, look_for_lost
 from nodeagent.keeper import spawn
 from nodeagent.linux import birth, boot_ms, children, send_signal
 
@@ -216,8 +216,14 @@ class Guardian:
         lost = [run for run in self._runs.values() if run.lost and run.look_ms <= now]
         if lost:
             keepers = {run.keeper for run in self._runs.values() if run.keeper}
-            look_for_lost(lost, keepers, now)
-            self._reap_adopted(keepers)
+            try:
+                look_for_lost(lost, keepers, now)
+                self._reap_adopted(keepers)
+            except OSError as error:  # nothing is concluded from a look that failed
+                for run in lost:
+                    run.unseen, run.look_ms = 0, now + LOOK_MS
+                    say(run, f"cannot look for what is left of it: {error}")
+                return
             if any(run.tree_gone for run in lost):
                 self._save_if_possible()
 

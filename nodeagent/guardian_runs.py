@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ UNSEEN = 2
 NOT_RUN = 127
 """Exit code of a job whose command could not be run, as shells have it."""
 MAX_REASON = 400
+MAX_PIDS = 1_024
 LOOK_MS = 1_000
 """Longest wait between two looks for the processes of a dead keeper."""
 
@@ -66,8 +68,10 @@ class Run:
         return self.ended_ms == 0
 
     def state(self, with_pids: bool) -> RunState:
-        """``with_pids``: walk /proc for them."""
-        pids = tuple(descendants(self.keeper)) if with_pids and self.keeper else ()
+        """``with_pids``: walk /proc for them; at most ``MAX_PIDS``, parents first."""
+        pids: tuple[int, ...] = ()
+        with contextlib.suppress(OSError):  # no descriptors left: the rest is told all the same
+            pids = tuple(descendants(self.keeper)[:MAX_PIDS]) if with_pids and self.keeper else ()
         return RunState(
             self.job,
             self.epoch,
@@ -136,8 +140,11 @@ class Run:
                 self._terminate()
         if now >= max(self._kill_at(), self.next_kill_ms):
             self.next_kill_ms = now + AGAIN_MS
-            for pid in descendants(self.keeper) if self.keeper else ():
-                send_signal(pid, signal.SIGKILL)
+            if self.leader and self.alive:
+                send_signal(self.leader, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # no descriptors left: the next look sees them
+                for pid in descendants(self.keeper) if self.keeper else ():
+                    send_signal(pid, signal.SIGKILL)
 
     def hear(self, data: bytes, now: int) -> None:
         """What the keeper wrote."""

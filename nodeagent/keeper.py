@@ -7,6 +7,7 @@ the keeper (parent-death signal), which kills the whole tree. The job's leading 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -35,8 +36,9 @@ def _reset_signals() -> None:
 def _kill_tree() -> None:
     """SIGKILL everything below this process until nothing is left."""
     while True:
-        for pid in descendants(os.getpid()):
-            send_signal(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # no descriptors left: the next look sees them
+            for pid in descendants(os.getpid()):
+                send_signal(pid, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -114,16 +116,25 @@ def _keep(
             os.write(pipe, b"exit %d %d\n" % ((code, 0) if code >= 0 else (-1, -code)))
 
 
+def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe2(os.O_CLOEXEC)
+    for fd in ends:
+        undo.callback(os.close, fd)
+    return ends
+
+
 def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str) -> tuple[int, int, int]:
     """Fork a keeper that runs ``argv`` once a byte comes through the leave pipe, and ends if that is closed first.
     Returns (its pid, a pipe to read, non-blocking, the leave pipe to write).
 
     The pipe says ``started <pid>`` or ``failed <why>``, later ``exit <code> <signal>``, and ends with the keeper.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    leave_reader, leave_writer = os.pipe2(os.O_CLOEXEC)
     guardian = os.getpid()
-    keeper = os.fork()
+    with contextlib.ExitStack() as undo:
+        reader, writer = _pipe(undo)
+        leave_reader, leave_writer = _pipe(undo)
+        keeper = os.fork()
+        undo.pop_all()
     if keeper == 0:
         try:
             _keep(argv, env, cwd, log, guardian, writer, leave_reader)

@@ -14,6 +14,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _CLOCK_BOOTTIME = 7
 _TFD_NONBLOCK_CLOEXEC = 0o4000 | 0o2000000
 _TFD_TIMER_ABSTIME = 1
+_GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class _Timespec(ctypes.Structure):
@@ -77,23 +78,24 @@ def birth(pid: int) -> int:
             words = file.read().rpartition(")")[2].split()
         if words[0] in ("Z", "X") and len(os.listdir(f"/proc/{pid}/task")) <= 1:
             return 0
-    except (FileNotFoundError, ProcessLookupError):
+    except _GONE:
         return 0
     return int(words[19])
 
 
 def children(pid: int) -> list[int]:
-    """Children of all threads of ``pid``, zombies included; empty if it is gone."""
+    """Children of all threads of ``pid``, zombies included; empty if it is gone. Raises ``OSError`` if that cannot be
+    told (no descriptors left)."""
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
+    except _GONE:
         return found
     for thread in threads:
         try:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                 found.extend(int(word) for word in file.read().split())
-        except OSError:  # the thread ended
+        except _GONE:
             continue
     return found
 
@@ -119,14 +121,15 @@ def _pids() -> Iterator[int]:
 
 
 def tagged(variable: str, values: set[str]) -> dict[str, list[int]]:
-    """Processes whose environment has ``variable`` set to one of ``values``: value -> pids. Zombies have none."""
+    """Processes whose environment has ``variable`` set to one of ``values``: value -> pids. Zombies have none.
+    Raises ``OSError`` if that cannot be told."""
     prefix = variable.encode() + b"="
     found: dict[str, list[int]] = {value: [] for value in values}
     for pid in _pids():
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 entries = file.read().split(b"\0")
-        except OSError:  # ended, or not ours
+        except (*_GONE, PermissionError):  # ended, or not ours
             continue
         for entry in entries:
             if entry.startswith(prefix):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from failover.executors.protocol import (
-    MAX_LINE,
+    MAX_REPLY,
     BadMessage,
     Reply,
     Request,
@@ -56,7 +56,7 @@ class GuardianClient:
             try:
                 async with asyncio.timeout((ANSWER_MS + BOOT_MS) / 1000):
                     return await self._persistently(request)
-            except (OSError, EOFError, TimeoutError, BadMessage) as error:
+            except (OSError, EOFError, TimeoutError, BadMessage, asyncio.LimitOverrunError) as error:
                 self._drop()
                 raise ExecutorUnavailable(
                     f"guardian of {self._state_dir}: {error or type(error).__name__}; is it stopped, or its disk full?"
@@ -97,7 +97,7 @@ class GuardianClient:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         directory = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return await asyncio.open_unix_connection(socket_address(directory), limit=MAX_LINE)
+            return await asyncio.open_unix_connection(socket_address(directory), limit=MAX_REPLY)
         finally:
             os.close(directory)
 

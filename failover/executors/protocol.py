@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 SOCKET = "guardian.sock"
 MAX_LINE = 1 << 20
-"""Bytes of one request or reply."""
+"""Bytes of one request."""
+MAX_REPLY = 16 << 20
 
 TREE_VARIABLE = "GRIDKEEPER_TREE"
 """Environment variable that marks every process of one (job, epoch), so that its tree can be found after the death of
@@ -143,7 +144,14 @@ def encode_request(request: Request) -> bytes:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    return json.dumps(asdict(reply)).encode() + b"\n"
+    """At most ``MAX_REPLY`` bytes: what is more loses its pids, which are for show; then it is an error in words."""
+    line = json.dumps(asdict(reply)).encode() + b"\n"
+    if len(line) > MAX_REPLY:
+        line = json.dumps(asdict(replace(reply, runs=tuple(replace(r, pids=()) for r in reply.runs)))).encode() + b"\n"
+    if len(line) > MAX_REPLY:
+        error = f"{len(reply.runs)} runs do not fit into one reply; forget those that have ended"
+        line = encode_reply(Reply(error, reply.pid))
+    return line
 
 
 def _checked(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from failover.executors.process import ProcessExecutor, guardian_command
+from failover.executors.protocol import MAX_REPLY, Reply, RunState, decode_reply, encode_reply
 from gridkeeper.clock import SystemClock
 from gridkeeper.ids import DeviceId, Epoch, JobId
 from gridkeeper.ports.jobs import ExecutorError, ExecutorUnavailable, Launch, Process
@@ -336,6 +339,73 @@ async def test_a_command_that_does_not_exist_is_an_error_that_names_it(bench: Be
     ended = await bench.when(lambda p: p.tree_gone, "it ended")
     assert (ended.alive, ended.exit_code, ended.exit_signal) == (False, 127, 0)
     assert ended.reason == "no-such-program: No such file or directory"
+
+
+async def test_without_descriptors_the_guardian_lives_and_still_ends_jobs(bench: Bench) -> None:
+    """A leak, or somebody's many connections, must not end the guardian, and with it all jobs, nor blind it."""
+    await bench.executor.start(launch(STUBBORN), bench.in_ms(2_500))
+    await bench.ready()
+    pids = (await bench.process()).pids
+    guardian = guardian_pid(bench.directory)
+    before = resource.prlimit(guardian, resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    reader, writer = await asyncio.open_unix_connection(str(bench.directory / "guardian.sock"))
+    writer.write(b'{"op": "list"}\n')
+    assert (await bench.process()).alive, "who is connected is served"
+
+    async def gone() -> bool:
+        return not running(pids[0])
+
+    await until(gone, "the deadline was enforced")
+    resource.prlimit(guardian, resource.RLIMIT_NOFILE, before)
+    reply = json.loads(await asyncio.wait_for(reader.readline(), 10))
+    writer.close()
+    assert reply["pid"] == guardian
+    await bench.when(lambda p: p.tree_gone and p.fenced, "the stop is confirmed")
+
+
+async def test_connections_beyond_the_bound_are_closed(bench: Bench) -> None:
+    """Descriptors are for finding and ending jobs."""
+    await bench.executor.ping()
+    path = str(bench.directory / "guardian.sock")
+    many = [await asyncio.open_unix_connection(path) for _ in range(80)]
+    ends = [asyncio.ensure_future(reader.read()) for reader, _ in many]
+
+    async def enough() -> bool:
+        return sum(end.done() for end in ends) >= 16
+
+    await until(enough, "the guardian closed some of them")
+    assert (await bench.executor.list()) == ()
+    for end in ends:
+        end.cancel()
+    for _, writer in many:
+        writer.close()
+
+
+def test_a_reply_is_bounded_and_loses_its_pids_first() -> None:
+    run = RunState("j", "1.1", True, -1, 0, False, False, False, 1, 0, 9, tuple(range(5_000)), "")
+    assert decode_reply(encode_reply(Reply("", 7, (run,)))).runs == (run,)
+    long = replace(run, reason="x" * (MAX_REPLY - 1_000))
+    assert decode_reply(encode_reply(Reply("", 7, (long,)))).runs == (replace(long, pids=()),)
+    too_long = decode_reply(encode_reply(Reply("", 7, (long, long))))
+    assert (too_long.runs, too_long.pid, "forget" in too_long.error) == ((), 7, True)
+
+
+async def test_a_reply_without_end_is_no_answer(tmp_path: Path) -> None:
+    """It must not end the agent: the guardian is then as good as silent."""
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(b"x" * (1 << 20))
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(babble, str(tmp_path / "guardian.sock"))
+    executor = ProcessExecutor(tmp_path, SystemClock(), ("false",))
+    with pytest.raises(ExecutorUnavailable):
+        await executor.list()
+    executor.close()
+    server.close()
 
 
 async def test_a_start_that_hangs_holds_up_no_other_deadline(bench: Bench) -> None:
