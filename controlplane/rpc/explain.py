@@ -169,7 +169,8 @@ def _figures(migration: MigrationRecord) -> str:
     if migration.rto_ms >= 0:
         parts.append(f"RTO {duration(migration.rto_ms)}")
     if migration.rpo_steps >= 0 and migration.kind is not MigrationKind.START:
-        parts.append(f"RPO {migration.rpo_steps} steps, {duration(max(0, migration.rpo_ms))}")
+        least = "at least " if migration.rpo_at_least else ""
+        parts.append(f"RPO {least}{migration.rpo_steps} steps, {duration(max(0, migration.rpo_ms))}")
     return f"; {', '.join(parts)}" if parts else ""
 
 

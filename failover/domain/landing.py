@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from failover.domain.births import ended
-from failover.domain.indexes import next_epoch, run_key, run_of, succeeded
+from failover.domain.indexes import confirmed_stopped, next_epoch, run_key, run_of, succeeded
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned, guards_of
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired, Stamp
 from gridkeeper.records.jobs import (
+    CheckpointRecord,
     HeadRecord,
     JobRecord,
     MigrationKind,
@@ -69,7 +70,8 @@ def move_ownership(
         resume_step=resume_step,
         last_source_step=last,
         rpo_steps=max(0, last - resume_step),
-        rpo_ms=_lost_ms(source, head, last - resume_step),
+        rpo_ms=lost_ms(source, began_ms(source, head), last - resume_step),
+        rpo_at_least=record.kind is not MigrationKind.START and not confirmed_stopped(source),
     )
     draft.put(KEYS.migration(record.id), moved, migration)
     draft.delete(KEYS.offer(record.id), offer)
@@ -86,22 +88,27 @@ def move_ownership(
         ]
     )
     return Decision(
-        "fence.bump_epoch", sentence, draft.writes(), guards, f"migration/{record.id}", _cited(record), record.trace
+        "fence.bump_epoch", sentence, draft.writes(), guards, f"migration/{record.id}", cited(record), record.trace
     )
 
 
-def _cited(record: MigrationRecord) -> tuple[str, ...]:
+def cited(record: MigrationRecord) -> tuple[str, ...]:
     return tuple(name for name in (record.drain, record.incident) if name)
 
 
-def _lost_ms(source: Versioned[RunRecord] | None, head: Versioned[HeadRecord] | None, steps: int) -> int:
-    """Work lost in ms: from the commit of the checkpoint (or the start, without one) to the last step of the source;
-    −1: not known."""
+def began_ms(source: Versioned[RunRecord] | None, head: Versioned[HeadRecord | CheckpointRecord] | None) -> int:
+    """When the lost work began: with the commit of the checkpoint resumed from or, without one, the source's start."""
+    if head is not None:
+        return head.record.committed_ms
+    return source.record.started_ms if source else 0
+
+
+def lost_ms(source: Versioned[RunRecord] | None, began: int, steps: int) -> int:
+    """Work lost in ms, from ``began`` to the last step of the source; −1: not known."""
     if steps <= 0:
         return 0
     if source is None or not source.record.last_step_ms:
         return -1
-    began = head.record.committed_ms if head else source.record.started_ms
     return max(0, source.record.last_step_ms - began) if began else -1
 
 
@@ -142,7 +149,8 @@ def follow_start(
     elif facts.phase is RunPhase.STARTING:
         reached = MigrationState.STARTING
     elif facts.phase is RunPhase.RUNNING:
-        reached = MigrationState.RUNNING
+        unheard = record.state is MigrationState.RUNNING and now.mono_ms - migration.seen_ms >= step_patience(settings)
+        reached = MigrationState.DONE if unheard else MigrationState.RUNNING
     else:
         return None
     if ORDER.index(reached) <= ORDER.index(record.state):
@@ -150,26 +158,40 @@ def follow_start(
     changed = record
     for state in ORDER[ORDER.index(record.state) + 1 : ORDER.index(reached) + 1]:
         changed = stamped(changed, state, now)
-    if reached is MigrationState.DONE:
+    if facts.first_step >= 0:
         changed = replace(changed, rto_ms=max(0, facts.first_step_ms - record.fault_ms))
     step = "executor.start" if reached is MigrationState.STARTING else "migrate.confirm"
     return Decision(
         step,
-        _told(changed, facts),
+        _told(changed, facts, settings),
         (Put(KEYS.migration(record.id), changed, migration.revision),),
         guards_of([(run_key(record.job, record.target_epoch), run)]),
         f"migration/{record.id}",
-        _cited(record),
+        cited(record),
         record.trace,
     )
 
 
-def _told(record: MigrationRecord, run: RunRecord) -> str:
+def step_patience(settings: Settings) -> int:
+    """A run that has told of no step for this long (ms) may be of a job that never will: progress lines are a job's
+    choice, and a migration that waits for ever would keep the job from every other move."""
+    return 2 * settings.timings.takeover_ms
+
+
+def _told(record: MigrationRecord, run: RunRecord, settings: Settings) -> str:
     where = f"epoch {record.target_epoch} of {record.job} on {run.node}"
     if record.state is not MigrationState.DONE:
         return f"{where} is {record.state.value}"
-    lost = f", {record.rpo_steps} steps to redo" if record.kind is not MigrationKind.START else ""
+    lost = f", {steps_lost(record)} to redo" if record.kind is not MigrationKind.START else ""
+    if run.first_step < 0:
+        limit = step_patience(settings)
+        return f"{where} runs and has told of no step for {limit} ms, so the time to recover is not known{lost}"
     return f"{where} made its first step ({run.first_step}), {record.rto_ms} ms after {record.fault_ms}{lost}"
+
+
+def steps_lost(record: MigrationRecord) -> str:
+    """``at least 4 steps``."""
+    return f"{'at least ' if record.rpo_at_least else ''}{record.rpo_steps} steps"
 
 
 def _give_up(migration: Versioned[MigrationRecord], run: Versioned[RunRecord] | None, why: str, now: Now) -> Decision:
@@ -178,4 +200,4 @@ def _give_up(migration: Versioned[MigrationRecord], run: Versioned[RunRecord] | 
     put = Put(KEYS.migration(record.id), ended(record, MigrationState.FAILED, why, now), migration.revision)
     guards = guards_of([(run_key(record.job, record.target_epoch), run)])
     sentence = f"migration {record.id} failed: {why}"
-    return Decision("migrate.confirm", sentence, (put,), guards, f"migration/{record.id}", _cited(record), record.trace)
+    return Decision("migrate.confirm", sentence, (put,), guards, f"migration/{record.id}", cited(record), record.trace)

@@ -25,6 +25,7 @@ from failover.domain.indexes import (
     wants_to_run,
 )
 from failover.domain.landing import follow_start, move_ownership, stamped
+from failover.domain.late import decide_corrections
 from failover.domain.targets import Ask, Ready, Wait, ask_elsewhere, seek_target
 from gridkeeper.decision import Decision, Delete, Draft, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.ids import DeviceId, RegionId
@@ -48,7 +49,8 @@ COPY_PATIENCE = 4
 
 
 def decide_migrations(world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
-    """At most one decision per active migration, and offers that nobody wants any more deleted."""
+    """At most one decision per active migration, late facts of those that are done, and offers that nobody wants any
+    more deleted."""
     if not world.fresh:
         return ()
     taken: set[tuple[RegionId, DeviceId]] = set()
@@ -58,7 +60,7 @@ def decide_migrations(world: GlobalState, settings: Settings, now: Now) -> tuple
             decision = _one(world, migration, settings, now, taken)
             if decision is not None:
                 decisions.append(decision)
-    return (*decisions, *_stale_offers(world))
+    return (*decisions, *decide_corrections(world), *_stale_offers(world))
 
 
 def _one(

@@ -73,7 +73,8 @@ def _checkpoint(item: Object, now: int) -> str:
 def _rpo(item: Object, now: int) -> str:
     migration = item.migration
     first = migration.kind == records_pb2.MIGRATION_KIND_START  # nothing ran before that could be lost
-    return "-" if first or migration.rpo_steps < 0 else f"{migration.rpo_steps} steps"
+    least = "≥ " if migration.rpo_at_least else ""
+    return "-" if first or migration.rpo_steps < 0 else f"{least}{migration.rpo_steps} steps"
 
 
 def route(region: str, node: str) -> str:

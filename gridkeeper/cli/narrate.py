@@ -159,7 +159,8 @@ def _short(reason: str) -> str:
 
 def outcome(move: MigrationRecord) -> str:
     """``RTO 2.1s, RPO 0 steps (0ms)``."""
-    steps = "unknown" if move.rpo_steps < 0 else f"{move.rpo_steps} steps ({span(move.rpo_ms)})"
+    least = "at least " if move.rpo_at_least else ""
+    steps = "unknown" if move.rpo_steps < 0 else f"{least}{move.rpo_steps} steps ({span(move.rpo_ms)})"
     return f"RTO {'unknown' if move.rto_ms < 0 else span(move.rto_ms)}, RPO {steps}"
 
 

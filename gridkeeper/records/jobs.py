@@ -207,6 +207,7 @@ class MigrationRecord:
     stages: tuple[Stamp, ...]
     trace: str
     silent_revision: int = 0  # of the liveness record that called the source node silent; 0: that is not the cause
+    rpo_at_least: bool = False  # the source's end is not confirmed: it may have gone further than is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -1570,6 +1570,7 @@ class MigrationRecord(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     SILENT_REVISION_FIELD_NUMBER: _builtins.int
+    RPO_AT_LEAST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job: _builtins.str
     kind: Global___MigrationKind.ValueType
@@ -1593,6 +1594,7 @@ class MigrationRecord(_message.Message):
     rto_ms: _builtins.int
     trace: _builtins.str
     silent_revision: _builtins.int
+    rpo_at_least: _builtins.bool
     @_builtins.property
     def source_epoch(self) -> Global___Epoch: ...
     @_builtins.property
@@ -1634,10 +1636,11 @@ class MigrationRecord(_message.Message):
         stages: _abc.Iterable[Global___Stamp] | None = ...,
         trace: _builtins.str = ...,
         silent_revision: _builtins.int = ...,
+        rpo_at_least: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source_epoch", b"source_epoch", "target_epoch", b"target_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "reason", b"reason", "refused", b"refused", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "reason", b"reason", "refused", b"refused", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_at_least", b"rpo_at_least", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,7 +60,8 @@ class Truth:
             if isinstance(new, OwnershipRecord):
                 self._check_ownership(old, new)
             elif isinstance(new, MigrationRecord):
-                assert not (old and old.state in TERMINAL_MIGRATION), f"{new.id} left a terminal state"
+                over = old is not None and old.state in TERMINAL_MIGRATION
+                assert not over or old.state is new.state, f"{new.id} left a terminal state"
                 active = [
                     r.id for k, (r, _, _) in self.memory.items.items()
                     if k.startswith(KEYS.prefix("migrations")) and r.job == new.job

@@ -65,6 +65,7 @@ class Grid(Truth):
         self.replica_as_of = self.time_ms
         self.replica.look(self.time_ms)
         self.frozen = False
+        self.quiet: set[JobId] = set()  # jobs that print no progress
         self.verified: list[Decision] = []
 
     @property
@@ -167,7 +168,7 @@ class Grid(Truth):
                 self._commands(host)
             self._renew(host)
         for proc in host.procs.values():
-            if proc.alive and host.up:
+            if proc.alive and host.up and proc.job not in self.quiet:
                 proc.last_step = max(proc.last_step, proc.resume_step) + 1
                 proc.last_step_ms = self.time_ms
                 if proc.first_step < 0:

@@ -85,8 +85,9 @@ def rpo(record: pb.MigrationRecord) -> str:
     if record.rpo_steps < 0:
         return NONE
     if record.rpo_steps == 0:
-        return "none"
-    steps = f"{record.rpo_steps} step" + ("s" if record.rpo_steps != 1 else "")
+        return "not known yet" if record.rpo_at_least else "none"
+    least = "≥ " if record.rpo_at_least else ""
+    steps = f"{least}{record.rpo_steps} step" + ("s" if record.rpo_steps != 1 else "")
     return f"{steps}, {duration(record.rpo_ms)}" if record.rpo_ms > 0 else steps
 
 
