@@ -19,7 +19,8 @@ from failover.checkpoint.local import LocalCheckpointStore
 from gridkeeper import failpoint, tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import ControlPlaneConfig
-from gridkeeper.identity.tls import server_credentials
+from gridkeeper.identity.tls import TlsError, server_credentials
+from gridkeeper.ports.store import StoreError
 from gridkeeper.snapshot import Settings
 from gridkeeper.v1 import agent_pb2_grpc
 
@@ -30,11 +31,21 @@ GRACE_S = 1.0
 
 
 async def run_controlplane(config: ControlPlaneConfig) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code."""
+    """Serve until SIGTERM or SIGINT: 0. 1: it cannot start, and the log says why."""
     clock, rng = SystemClock(), SystemRng()
+    which = "region_store"
+    try:
+        credentials = server_credentials(config.tls)
+        region_store = await EtcdStore.open(config.region_store, clock, rng)
+        which = "global_store"
+        global_store = await EtcdStore.open(config.global_store, clock, rng)
+    except TlsError as error:
+        log.error("replica %s cannot start: %s", config.replica, error)
+        return 1
+    except StoreError as error:
+        log.error("replica %s cannot start: %s: %s", config.replica, which, error)
+        return 1
     tracing.setup(f"gridkeeper-controlplane-{config.replica}", config.otlp_endpoint)
-    region_store = await EtcdStore.open(config.region_store, clock, rng)
-    global_store = await EtcdStore.open(config.global_store, clock, rng)
     ports = Ports(
         clock=clock,
         rng=rng,
@@ -56,7 +67,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     )
     agent_pb2_grpc.add_AgentLinkServicer_to_server(AgentLinkServicer(replica.ingest, config.trust_domain), server)
     add_grid(server, replica.front, replica.front, config.trust_domain)
-    server.add_secure_port(config.listen, server_credentials(config.tls))
+    server.add_secure_port(config.listen, credentials)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

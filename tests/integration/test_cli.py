@@ -4,12 +4,14 @@ interface; what is for people goes to stderr."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -195,6 +197,28 @@ async def test_acknowledging_several_incidents(cli: Cli, servers: GridServers) -
     result = await cli("incident", "ack", "incident/i1", "i2", "--reason", "on it")
     assert result.code == 0
     assert {i.record.acknowledged_by for i in east.region().incidents.values()} == {"user/ann"}
+
+
+async def test_a_replica_that_cannot_start_says_why_in_one_line(cli: Cli, servers: GridServers, tmp_path: Path) -> None:
+    tls = dataclasses.asdict(servers.authority.issue(spiffe.replica("east", "east-r1"), tmp_path / "replica"))
+    config: dict[str, Any] = {
+        "replica": "east-r1",
+        "region": "east",
+        "listen": "127.0.0.1:1",
+        "tls": tls,
+        "region_store": {"endpoints": ["https://127.0.0.1:1"]},
+        "global_store": {"endpoints": ["127.0.0.1:1"]},
+        "checkpoints": [{"region": "east", "path": str(tmp_path / "checkpoints")}],
+    }
+    file = tmp_path / "controlplane.yaml"
+    for change, message in (
+        ({}, "region_store: store.endpoints: 'https://127.0.0.1:1' does not fit store.tls; configure store.tls"),
+        ({"tls": {**tls, "authority": "nowhere.crt"}}, "cannot start: tls.authority: nowhere.crt: No such file"),
+    ):
+        file.write_text(yaml.safe_dump({**config, **change}))
+        result = await cli("controlplane", "--config", str(file))
+        assert result.code == 1 and "Traceback" not in result.err, result.err
+        assert "replica east-r1 cannot start" in result.err and message in result.err
 
 
 async def test_maintenance_is_announced_and_ended(cli: Cli, servers: GridServers) -> None:
