@@ -36,7 +36,8 @@ def run(directory: Path, *, tui: bool) -> int:
 
 def _say(sentence: str) -> None:
     # ``datetime`` without a zone is what a person at this terminal has on the wall.
-    print(f"{datetime.now():%H:%M:%S} {sentence}", flush=True)
+    now = datetime.fromtimestamp(SystemClock().wall_ms() / 1000)
+    print(f"{now:%H:%M:%S} {sentence}", flush=True)
 
 
 async def _up(directory: Path, tui: bool) -> int:
