@@ -120,6 +120,7 @@ class Agent:
                     group.create_task(watch.run())
                 group.create_task(self.supervisor.run())
                 group.create_task(self._spool_admitted(spool))
+                group.create_task(spool.run())
                 group.create_task(self._flush())
                 group.create_task(self._link(self.uplink))
                 if ports.kernel_log:

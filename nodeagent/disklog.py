@@ -13,6 +13,7 @@ import asyncio
 import os
 import shutil
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -246,6 +247,7 @@ class FileLogs:
         self._max_bytes = max_bytes
         self._rng = rng
         self._segment_bytes = segment_bytes
+        self._turn = threading.Lock()
 
     def _logs(self) -> list[Path]:
         return sorted(p for p in self._path.iterdir() if p.is_dir() and p.name.partition("-")[0].isdecimal())
@@ -272,9 +274,18 @@ class FileLogs:
 
     async def replace(self, records: list[bytes]) -> FileDiskLog:
         try:
-            return await asyncio.to_thread(self._create, list(records))
+            return await asyncio.to_thread(self._replace, list(records))
         except OSError as error:
             raise DiskError(f"spool {self._path}: {error}") from error
+
+    def _replace(self, records: list[bytes]) -> FileDiskLog:
+        """One at a time: what nobody waits for any more, on a disk that hung, must not come after a newer one."""
+        if not self._turn.acquire(blocking=False):
+            raise DiskError(f"spool {self._path}: the disk has not finished an earlier log")
+        try:
+            return self._create(records)
+        finally:
+            self._turn.release()
 
     def _create(self, records: list[bytes]) -> FileDiskLog:
         older = self._logs()

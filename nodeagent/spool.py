@@ -5,7 +5,8 @@ is pending goes into a new log with a new random id, from sequence 1, and the st
 the log is full (counts of equal events are merged, then the oldest are dropped and one ``OVERFLOW`` event says so),
 when the disk does not take it (the log is then in memory, and each message says "spool unwritable"), when it does
 again, and when the server knows another cursor than ours (its store was restored, or our disk was). Events under way at
-that moment may arrive under both ids; at no other time is an event doubled or lost.
+that moment may arrive under both ids, and so may those that a log on an unwritable disk still holds if the agent dies
+before the disk is better; at no other time is an event doubled or lost.
 """
 
 from __future__ import annotations
@@ -187,7 +188,9 @@ class Spool:
             try:
                 await self._on_disk(self.log.release(sequence))
             except DiskError as error:
-                log.warning("Acknowledged events stay on disk for now, and may be sent again: %s", error)
+                log.warning(
+                    "Acknowledged events stay on disk until the next acknowledgement, and may be sent again: %s", error
+                )
 
     async def welcome(self, acked: int) -> bool:
         """Take the server's cursor for this spool. False: it does not fit, the spool has a new id now; say hello with
@@ -283,6 +286,15 @@ class Spool:
         log.info("The spool can be written again.")
         self.unwritable = ""
         self._take(fresh, events)
+
+    async def run(self) -> None:
+        """For ever: return to a disk that takes records again, also when no event comes. Until then the log that was
+        left there holds events that were acknowledged under another id, and a crash would send them again."""
+        while True:
+            await self.clock.sleep(RETRY_MS)
+            async with self._turn:
+                if self.unwritable and self.clock.mono_ms() >= self._retry_ms:
+                    await self._back_to_disk()
 
     async def close(self) -> None:
         await self.log.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from chaos.simulate.disk import SimDisk
 from chaos.simulate.loop import run_virtual
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.ports.disk import DiskError
-from nodeagent.disklog import FileLogs, LogSource
+from nodeagent.disklog import FileDiskLog, FileLogs, LogSource
+from tests.integration.waiting import until
 
 MAX_BYTES = 4_000
 
@@ -155,6 +158,49 @@ async def test_a_replacement_cut_off_half_way_is_not_taken(tmp_path: Path) -> No
     (scratch / f"{1:020d}.seg").write_bytes(b"half")
     assert (await logs.open()).id == log.id
     assert not scratch.exists()
+
+
+class Hanging(FileLogs):
+    """The disk does not answer while ``better`` is unset; ``asked``: how often it was asked to."""
+
+    better: threading.Event
+    asked = 0
+
+    def _create(self, records: list[bytes]) -> FileDiskLog:
+        self.asked += 1
+        self.better.wait()
+        return super()._create(records)
+
+
+async def test_a_log_that_nobody_waits_for_any_more_does_not_replace_a_newer_one(tmp_path: Path) -> None:
+    """Writing it hung and was given up; its end comes before any later one, never beside it."""
+    logs = Hanging(tmp_path, 1 << 20, SystemRng())
+    logs.better = threading.Event()
+    logs.better.set()
+    await logs.open()
+    logs.better.clear()
+
+    async def asked_twice() -> bool:
+        return logs.asked == 2
+
+    given_up = asyncio.ensure_future(logs.replace(numbered(1)))
+    try:
+        await until(asked_twice, "the disk was asked")
+        given_up.cancel()
+        with pytest.raises(DiskError, match="has not finished an earlier log"):
+            await asyncio.wait_for(logs.replace(numbered(2)), 10)
+    finally:
+        logs.better.set()
+
+    async def replaced() -> FileDiskLog | None:
+        with contextlib.suppress(DiskError):
+            return await logs.replace(numbered(3))
+        return None
+
+    newest = await until(replaced, "the disk takes a log again")
+    assert newest is not None
+    assert [path.name.partition("-")[2] for path in tmp_path.iterdir()] == [newest.id]
+    assert (await logs.open()).read() == [(1, b"record 3")]
 
 
 async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -157,6 +157,28 @@ async def test_an_unwritable_disk_flags_events_and_heals() -> None:
 
 
 @virtual
+async def test_what_was_acknowledged_while_the_disk_was_unwritable_is_not_sent_again_after_a_crash() -> None:
+    """Though no event comes after the disk is better: the log that it left on the disk must not be taken up again."""
+    world = World()
+    spool = await world.open()
+    await spool.append(world.admitted(48))
+    old = spool.id
+    world.disk.read_only = True
+    await spool.append(world.admitted(63))
+    await spool.ack(2)
+    work = asyncio.ensure_future(spool.run())
+    await world.clock.sleep(3 * RETRY_MS)
+    world.disk.read_only = False
+    await world.clock.sleep(2 * RETRY_MS)
+    work.cancel()
+    assert not spool.unwritable
+    world.disk.crash()
+    again = await world.open()
+    assert events(again) == []
+    assert again.id != old
+
+
+@virtual
 async def test_a_disk_that_is_unwritable_at_start_does_not_stop_the_agent() -> None:
     world = World()
     world.disk.read_only = True
