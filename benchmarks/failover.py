@@ -6,11 +6,12 @@ One region with two replicas, one etcd, two agents; default timings (the leader'
 third of that, so that after a SIGKILL between two thirds of it and all of it are left). All are processes on this host.
 
 Before each run the leader is the replica that the region's leader key names, the other one answers, and both agents are
-connected. Then, at a random moment, the leader is killed (SIGKILL) or asked to stop (SIGTERM), and at once a fault is
-posted at the NVML level of a device that has had none. The clock stops twice, each time when this process hears of it
-from etcd by a watch: when the leader key names the other replica (``elected``), and when the device's drain is durable
-(``decision``): by then the other one leads, the agent has found it, the event is durable, and three decisions have
-followed from it. Half of the agents were connected to the replica that went away: the run says which.
+connected. Then, at a random moment, the leader is killed (SIGKILL) or asked to stop (SIGTERM). As soon as it can decide
+nothing more (killed: at once; asked to stop: when its leader key is gone) a fault is posted at the NVML level of a
+device that has had none. The clock starts with the signal and stops twice, each time when this process hears of it from
+etcd by a watch: when the leader key names the other replica (``elected``), and when the device's drain is durable
+(``decision``): by then the other one leads, the agent has a stream, the event is durable, and three decisions have
+followed from it. ``moved`` says whether the faulty node's agent was connected to the replica that went away.
 
 The yardstick is the lease's time to live: the limit below which nobody can know that the leader is gone.
 """
@@ -50,10 +51,11 @@ LIMIT_S = 60.0
 class Seen:
     """What etcd said, with the ``time.perf_counter`` seconds at which it arrived."""
 
-    leaders: list[tuple[float, str]] = field(default_factory=list)
+    leaders: list[tuple[float, str]] = field(default_factory=list)  # "": the key is gone
     drains: dict[str, float] = field(default_factory=dict)
 
     def elected_after(self, at: float, other: str) -> float:
+        """When ``other`` ("": nobody) was first seen to lead after ``at``; 0: not yet."""
         return next((when for when, who in self.leaders if when > at and who == other), 0.0)
 
 
@@ -63,8 +65,9 @@ async def follow(store: Store, seen: Seen, start: Revision) -> None:
             now = time.perf_counter()
             for change in batch.changes:
                 if change.deleted:
-                    continue
-                if change.kv.key == KEYS.leader:
+                    if change.kv.key == KEYS.leader:
+                        seen.leaders.append((now, ""))
+                elif change.kv.key == KEYS.leader:
                     seen.leaders.append((now, codec.decode(LeaderRecord, change.kv.value).replica))
                 elif change.kv.key.startswith(KEYS.prefix("drains")):
                     seen.drains.setdefault(codec.decode(DrainRecord, change.kv.value).device, now)
@@ -109,6 +112,11 @@ async def one(
     assert session is not None
     gone = time.perf_counter()
     grid.replica(leader).signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+    async def silenced() -> bool:
+        return kill or seen.elected_after(gone, "") > 0
+
+    await until(f"{leader} gives its key up", silenced, LIMIT_S, 0.001)
     grid.xid(node, index, XID, kernel=False)
 
     async def look() -> bool:

@@ -82,10 +82,13 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
             running.result()
         return 0
     finally:
-        await server.stop(GRACE_S)
+        # First, so that another replica may lead at once: agents' streams never end by themselves, so the grace for
+        # calls under way is always waited out.
         running.cancel()
+        await server.stop(GRACE_S)
         stopping.cancel()
         await asyncio.gather(running, stopping, return_exceptions=True)
+        await replica.ingest.stop()  # again, for the streams that have ended since
         if metrics:
             metrics.close()
         await region_store.close()
