@@ -57,6 +57,11 @@ class Workloads(Protocol):
         """Since the oldest renewal was sent that a job which is to go on rests on; 0 without such jobs."""
         ...
 
+    @property
+    def unrecorded_ms(self) -> int:
+        """Since the oldest end of an epoch that is not on record yet; 0 without one."""
+        ...
+
     def set_timings(self, timings: Timings) -> None: ...
 
     def take(self, command: Command) -> None: ...
@@ -150,7 +155,7 @@ class Stream:
                     self._every(self._timings.telemetry_ms, Urgency.TELEMETRY, self._telemetry),
                     self._reports(),
                     self._silence(),
-                    self._unrenewed(),
+                    self._unserved(),
                 ):
                     group.create_task(work)
         except* LinkClosed as closed:
@@ -267,15 +272,18 @@ class Stream:
                 raise NewHello("the inventory has changed")
             await self._clock.sleep(min(limit - silent, self._timings.heartbeat_ms))
 
-    async def _unrenewed(self) -> None:
-        """Raises when this replica answers but has not acknowledged a job's renewals for a quarter of F: it may be cut
-        off from the global store while another one of the region is not. The stream gets as long to do better."""
-        limit = self._timings.fence_ms // UNRENEWED_PART
+    async def _unserved(self) -> None:
+        """Raises when this replica answers but does nothing for a job: it has not acknowledged its renewals for a
+        quarter of F, or not recorded its end for F. It may be cut off from the global store while another one of the
+        region is not. The stream gets as long to do better."""
+        began, fence = self._clock.mono_ms(), self._timings.fence_ms
         while True:
-            await self._clock.sleep(limit)
-            age = self._workloads.unrenewed_ms
-            if age >= limit:
+            await self._clock.sleep(fence // UNRENEWED_PART)
+            age, ended = self._workloads.unrenewed_ms, self._workloads.unrecorded_ms
+            if age >= fence // UNRENEWED_PART:
                 raise LinkClosed(f"no renewal of a job was acknowledged for {age} ms")
+            if ended >= fence and self._clock.mono_ms() - began >= fence:
+                raise LinkClosed(f"the end of a job has not been recorded for {ended} ms")
 
     # Jobs
 

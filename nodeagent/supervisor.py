@@ -171,6 +171,13 @@ class Supervisor:
         """The same for jobs that are to go on: not for those that are being ended."""
         return self._renewal_age([p for p in self._processes if p.alive and not p.stop_asked and not p.fenced])
 
+    @property
+    def unrecorded_ms(self) -> int:
+        """Since the oldest end of an epoch that the control plane has not let us forget: it does so once the end is on
+        record; 0 without one."""
+        ends = [process.ended_ms for process in self._processes if process.tree_gone and process.ended_ms]
+        return self._clock.mono_ms() - min(ends) if ends else 0
+
     def _renewal_age(self, processes: Iterable[Process]) -> int:
         now = self._clock.mono_ms()
         alive = [key_of(process) for process in processes]

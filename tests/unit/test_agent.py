@@ -365,3 +365,18 @@ async def test_a_job_that_one_replica_does_not_renew_is_renewed_by_the_other(ben
     process = await bench.process(1)
     assert process is not None
     assert (process.alive, process.fenced) == (True, False)
+
+
+@on_bench
+async def test_an_end_that_one_replica_does_not_record_is_told_to_the_other(bench: Bench) -> None:
+    """Else the job could not be moved for as long as that replica is cut off from the global store."""
+    bench.servers = ("a", "b")
+    bench.start_agent()
+    await bench.until(lambda: bench.a.session or bench.b.session, "connected")
+    blind, other = (bench.a, bench.b) if bench.a.session else (bench.b, bench.a)
+    await blind.command(1)
+    await bench.until(lambda: (w := bench.workload(1, blind)) and w.first_step >= 0, "it runs")
+    bench.executor.crash(JOB)
+    ended = await bench.until(lambda: (w := bench.workload(1, blind)) and w.stop_confirmed, "its end is reported")
+    await bench.until(lambda: (w := bench.workload(1, other)) and w.stop_confirmed, "the other one is told too", 20_000)
+    assert bench.clock.mono_ms() - ended >= SHORT.fence_ms, "a replica that is at it gets its time"
