@@ -59,6 +59,7 @@ async def test_an_agent_that_is_killed_and_restarted_adopts_its_job_and_loses_no
         await seen.until("the job goes on", lambda: grid.steps("steady")[-1].step > before + 40)
         after = seen.running("steady", epoch=1)
         assert after is not None and grid.job_pids(node, "steady") == pids
+        await seen.until("its drain is done", lambda: [d for d in seen.drains(idle) if d.state == DRAIN_DONE])
         assert [d.device for d in seen.drains()] == [idle]
         assert [m.kind for m in seen.migrations("steady")] == [records_pb2.MIGRATION_KIND_START]
         steps = [line.step for line in grid.steps("steady")]
