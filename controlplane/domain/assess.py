@@ -55,7 +55,7 @@ def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
     plain: dict[NodeId, list[tuple[Put, HealthRecord | None]]] = {}
     decisions: list[Decision] = []
     for name in sorted(state.devices):
-        if scene.keys.health(name) in state.suspect_keys:
+        if state.suspect_keys and scene.keys.health(name) in state.suspect_keys:
             continue  # unknown: without a health record nothing is placed on it and nothing drains it
         decision = _ended(scene, name) or _device(scene, name, plain)
         if decision is not None:
@@ -73,7 +73,10 @@ def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
 def _ended(scene: _Scene, subject: str) -> Decision | None:
     """Clear event findings that nothing has renewed for long enough. Level rules and faults that need a reset are not
     ended by time."""
-    over = [f for f in scene.findings.get(subject, ()) if f.record.active and _over(scene, f)][:CLEAR_BATCH]
+    every = scene.findings.get(subject)
+    if not every:
+        return None
+    over = [f for f in every if f.record.active and _over(scene, f)][:CLEAR_BATCH]
     if not over:
         return None
     draft = Draft()

@@ -45,7 +45,8 @@ def decide_liveness(state: RegionState, settings: Settings, now: Now) -> tuple[D
     first: list[Put] = []
     changes: list[Decision] = []
     for node in sorted(state.nodes):
-        if keys.liveness(node) in state.suspect_keys or keys.session(node) in state.suspect_keys:
+        suspect = state.suspect_keys
+        if suspect and (keys.liveness(node) in suspect or keys.session(node) in suspect):
             continue
         old = state.liveness.get(node)
         record = _judge(state, settings, now, node, old, since)

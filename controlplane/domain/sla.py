@@ -6,6 +6,7 @@ entry ends where the next begins, and the account holds the interval that is sti
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ def month_of(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m")
 
 
+@functools.cache
 def month_end(month: str) -> int:
     """The first ms after a month."""
     year, number = (int(part) for part in month.split("-"))
@@ -73,6 +75,8 @@ def fold(account: AccountRecord, standing: Standing, now_ms: int) -> tuple[Accou
     """Book what has become certain: months that ended, and a change of class at the time at which it happened. A time
     that is not after the last change, or is yet to come, cannot be that of this change (the end of a maintenance
     leaves no date behind): then it counts from now."""
+    if standing.uptime is account.current and not standing.refs and now_ms < month_end(account.month):
+        return account, ()  # nearly all accounts nearly always
     entries: list[EntryRecord] = []
     if standing.uptime is not account.current:
         dated = account.since_ms < standing.since_ms <= now_ms
@@ -129,7 +133,7 @@ def _decide(
             account = opened(scope, standing, now.ledger_ms)
         else:
             account, entries = fold(old.record, standing, now.ledger_ms)
-            if account == old.record:
+            if account is old.record or account == old.record:
                 continue
         if scopes and len(draft.puts) + 1 + len(entries) > MAX_WRITES:
             decisions.append(_decision(draft, scopes))
@@ -151,16 +155,17 @@ def _decision(draft: Draft, scopes: list[str]) -> Decision:
 def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """The devices' and the region's accounts (region store). A device whose health is not readable is left alone."""
     keys = RegionKeys(state.region)
-    books: list[Book] = []
-    for device, health in sorted(state.health.items()):
-        books.append(
-            (f"device/{device}", uptime.of_device(state, health.record), state.accounts.get(f"device/{device}"))
-        )
-    region = uptime.of_region(state, settings)
+    standings = {device: uptime.of_device(state, health.record) for device, health in sorted(state.health.items())}
+    books: list[Book] = [
+        (scope, standing, state.accounts.get(scope))
+        for scope, standing in ((f"device/{device}", standing) for device, standing in standings.items())
+    ]
+    region = uptime.of_region(state, settings, tuple(standings.values()))
     if region is not None:
         books.append((f"region/{state.region}", region, state.accounts.get(f"region/{state.region}")))
-    readable = [book for book in books if keys.account(book[0]) not in state.suspect_keys]
-    return _decide(readable, now, keys.account, keys.entry)
+    if state.suspect_keys:
+        books = [book for book in books if keys.account(book[0]) not in state.suspect_keys]
+    return _decide(books, now, keys.account, keys.entry)
 
 
 def decide_job_ledger(world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -68,14 +69,15 @@ def of_device(state: RegionState, health: HealthRecord) -> Standing:
     return Standing(class_of(health.state), health.since_ms, reason, refs)
 
 
-def of_region(state: RegionState, settings: Settings) -> Standing | None:
+def of_region(state: RegionState, settings: Settings, standings: Sequence[Standing] | None = None) -> Standing | None:
     """A region is up while no more of its devices are out than its budget holds back for faults, degraded while any
     is left, down when none is; unknown while most are. Devices in maintenance do not count, and a region that has no
-    others is excluded. None: it has no devices yet."""
+    others is excluded. None: it has no devices yet. ``standings``: of all devices, if they are known already."""
     if not state.health:
         return None
-    standings = [of_device(state, v.record) for v in state.health.values()]
-    counts = {c: sum(s.uptime is c for s in standings) for c in UptimeClass}
+    if standings is None:
+        standings = [of_device(state, v.record) for v in state.health.values()]
+    counts = Counter(s.uptime for s in standings)
     total = (len(state.devices) or len(standings)) - counts[UptimeClass.EXCLUDED]
     usable = counts[UptimeClass.UP] + counts[UptimeClass.DEGRADED]
     spare = max((p.fraction for p in settings.policy.budgets if p.kind == "region"), default=0.0)
