@@ -113,6 +113,7 @@ class Replica:
         )  # fmt: skip
         self.leads_region = False
         self.leads_world = False
+        self._handed_over_ms: int | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -131,10 +132,10 @@ class Replica:
             group.create_task(self._present())
             group.create_task(self._keep("the rules over telemetry", self._rules.run))
             group.create_task(self._keep("the care for sessions", self._care.run))
-            group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region))
+            group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, both=True))
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")
-            group.create_task(self._campaign(self._ports.global_store, KEYS.leader, self._lead_world))
+            group.create_task(self._campaign(self._ports.global_store, KEYS.leader, self._lead_world, both=False))
 
     async def _found(self, store: Store, key: str, role: str) -> None:
         """Create the store's header if this is its first use. Epochs begin with its generation."""
@@ -173,29 +174,52 @@ class Replica:
         )
         await key.run()
 
-    async def _campaign(self, store: Store, key: str, lead: Callable[[Fence], Awaitable[None]]) -> None:
-        """Stand for election for ever; lead while elected. Everything written is fenced by the term anyway."""
+    async def _campaign(self, store: Store, key: str, lead: Callable[[Fence], Awaitable[None]], *, both: bool) -> None:
+        """Stand for election for ever; lead while elected. Everything written is fenced by the term anyway.
+
+        ``both``: leading needs the global store too. Who is cut off from it lets others stand first, and hands over to
+        them, but leads if nobody else does: a region goes on judging its devices on its own.
+        """
         clock = self._ports.clock
         while True:
+            if both and not self.world.fresh:
+                await clock.sleep(2_000 * self.settings.timings.lease_ttl_s)
             record = LeaderRecord(self.replica, self._address, clock.wall_ms())
             election = Election(store, key, codec.encode(record), self.settings.timings.lease_ttl_s, clock)
             leadership = await election.campaign()
             log.info("%s leads %s, term %d", self.replica, key, leadership.term)
             leading = asyncio.ensure_future(lead(Fence(key, leadership.term)))
             lost = asyncio.ensure_future(leadership.lost.wait())
+            outshone = asyncio.ensure_future(self._outshone() if both else asyncio.Event().wait())
             try:
-                await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((leading, lost, outshone), return_when=asyncio.FIRST_COMPLETED)
                 failure = leading.exception() if leading.done() else None
                 log.warning("%s no longer leads %s", self.replica, key)
             finally:
-                for task in (leading, lost):
+                for task in (leading, lost, outshone):
                     task.cancel()
-                await asyncio.gather(leading, lost, return_exceptions=True)
+                await asyncio.gather(leading, lost, outshone, return_exceptions=True)
                 await leadership.resign()
             if failure is not None:
                 # Another replica may do better. This one goes on answering renewals: without them, every job ends.
                 log.critical("%s failed while it led %s", self.replica, key, exc_info=failure)
                 await clock.sleep(FAILED_MS)
+
+    async def _outshone(self) -> None:
+        """Until this replica has been without the global store for F while another one of the region lives. Not again
+        before four R have passed: the other one may be no better off."""
+        clock, timings = self._ports.clock, self.settings.timings
+        blind_since: int | None = None
+        while True:
+            now = clock.mono_ms()
+            blind_since = None if self.world.fresh else blind_since or now
+            others = any(name != self.replica for name in self.local.kind("replicas"))
+            rested = self._handed_over_ms is None or now - self._handed_over_ms >= 4 * timings.takeover_ms
+            if others and rested and blind_since is not None and now - blind_since >= timings.fence_ms:
+                self._handed_over_ms = now
+                log.warning("%s hands its region over: the global store is not heard from here", self.replica)
+                return
+            await clock.sleep(RETRY_MS)
 
     async def _lead_region(self, fence: Fence) -> None:
         # The leader key's own revision is the point from which the mirror shows everything earlier leaders wrote.
