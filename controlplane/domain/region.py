@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from controlplane.domain.assess import decide_health
 from controlplane.domain.budget import decide_budgets
@@ -15,25 +15,39 @@ from gridkeeper.decision import Decision, Now
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 
+def _detect(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    detected = decide_detection(state, settings, now)
+    return (*decide_liveness(state, settings, now), *((detected,) if detected else ()))
+
+
+def _judge(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    return decide_health(state, settings, now)
+
+
+def _act(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    budgets = decide_budgets(state, settings, now)
+    return (
+        *decide_drains(state, world, settings, now),
+        *decide_expiry(state, settings, now),
+        *((budgets,) if budgets else ()),
+        *decide_ledger(state, settings, now),
+    )
+
+
+Stage = Callable[[RegionState, GlobalState, Settings, Now], tuple[Decision, ...]]
+STAGES: tuple[Stage, ...] = (_detect, _judge, _act)
+"""The path of a fault in three steps: event to finding, finding to health, health to drain. A leader decides each on
+what the one before has written, so that a fault goes all the way in one round over the region instead of three. The
+ledger comes with the last: it sees each health that was written, also one that a drain replaces at once."""
+
+
 def decide_region(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
-    """What is to be written now. Derived from durable state alone, so deciding twice is harmless.
+    """All stages on one state. Derived from durable state alone, so deciding twice is harmless.
 
     No two of the decisions touch the same key: of those that would, only the first is returned, and the rest are
     decided again on the state that it leaves.
     """
-    detected = decide_detection(state, settings, now)
-    budgets = decide_budgets(state, settings, now)
-    return disjoint(
-        (
-            *decide_liveness(state, settings, now),
-            *((detected,) if detected else ()),
-            *decide_health(state, settings, now),
-            *decide_drains(state, world, settings, now),
-            *decide_expiry(state, settings, now),
-            *((budgets,) if budgets else ()),
-            *decide_ledger(state, settings, now),
-        )
-    )
+    return disjoint(decision for stage in STAGES for decision in stage(state, world, settings, now))
 
 
 def disjoint(decisions: Iterable[Decision]) -> tuple[Decision, ...]:

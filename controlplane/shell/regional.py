@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from controlplane.domain.region import decide_region
+from controlplane.domain.region import STAGES, disjoint
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime
@@ -71,12 +71,13 @@ class RegionalLeader:
 
     async def _judge(self) -> bool:
         """The region store's decisions; these go on while the global store is away."""
-        if not self._local.fresh:
-            return False
-        state, world = region_state(self._region, self._local), global_state(self._world)
-        now = self._time.now()
-        decisions = decide_region(state, world, self._settings, now)
-        wrote = await apply_all(decisions, self._local_applier, self._actor, self._fence)
+        wrote = False
+        for stage in STAGES:
+            if not self._local.fresh:
+                return wrote
+            state, world = region_state(self._region, self._local), global_state(self._world)
+            decisions = disjoint(stage(state, world, self._settings, self._time.now()))
+            wrote |= await apply_all(decisions, self._local_applier, self._actor, self._fence)
         await self._notices.look(region_state(self._region, self._local))
         return wrote
 
