@@ -153,7 +153,7 @@ class Agent:
     async def _keep(self, spool: Spool, admitted: Admitted) -> None:
         trace = f"00-{self._ports.rng.token(16)}-{self._ports.rng.token(8)}-01"
         facts = {"node": self._config.node, "slot": admitted.slot, "kind": admitted.kind.value, "code": admitted.code}
-        with tracing.span("backend.events", trace, {**facts, "sources": ",".join(admitted.sources)}):
+        with tracing.root("backend.events", trace, {**facts, "sources": ",".join(admitted.sources)}):
             job = self.supervisor.job_on(admitted.slot, admitted.pid)
         with tracing.span("dedupe.admit", trace, {**facts, "count": admitted.count}):
             pass

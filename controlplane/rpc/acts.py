@@ -12,6 +12,7 @@ from controlplane.rpc import intents
 from controlplane.rpc.intents import Plan, Wish
 from controlplane.rpc.refusal import Refusal, invalid
 from controlplane.rpc.sources import Acts, Conflict, StoreName, Views
+from gridkeeper import tracing
 from gridkeeper.ports.clock import Rng
 from gridkeeper.v1.api_pb2 import ActResponse
 
@@ -37,7 +38,9 @@ class Actor:
 
     def wish(self, actor: str, reason: str) -> Wish:
         """Raises ``Refusal``."""
-        return Wish(actor, intents.checked_reason(reason), new_trace(self._rng))
+        wish = Wish(actor, intents.checked_reason(reason), new_trace(self._rng))
+        with tracing.root("api.act", wish.trace, {"actor": actor}):
+            return wish
 
     async def carry_out(self, store: StoreName, actor: str, plan: Callable[[], Plan]) -> ActResponse:
         """``plan`` is asked anew after each lost race. Raises ``Refusal`` and the store's errors."""

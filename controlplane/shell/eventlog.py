@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from controlplane.shell.session import AgentStream, Cursor
-from gridkeeper import codec
+from gridkeeper import codec, tracing
 from gridkeeper.ids import EventId, Revision, SpoolId
 from gridkeeper.keys import RegionKeys, event_id
 from gridkeeper.ports.clock import Clock
@@ -78,7 +78,8 @@ class EventLog:
             for start in range(0, len(events), BATCH):
                 await self._commit(stream, events[start : start + BATCH])
             ack = ControlFrame(event_ack=EventAck(sequence=stream.cursor.sequence))
-            await stream.link.send(ack)
+            with tracing.spans("ack", (e.trace for e in events), {"node": stream.node}):
+                await stream.link.send(ack)
 
     async def _commit(self, stream: AgentStream, events: list[AgentEvent]) -> None:
         wall = self._clock.wall_ms()
@@ -100,6 +101,14 @@ class EventLog:
         ops: list[Op] = [PutOp(self._keys.event(EventId(e.id)), codec.encode(e)) for e in fresh]
         ops.append(PutOp(key, value))
         compares = [Compare(self._keys.event(EventId(e.id)), Revision(0)) for e in fresh]
+        with tracing.spans("ingest.commit", (e.trace for e in fresh), {"node": stream.node, "events": len(fresh)}):
+            await self._write(stream, compares, ops, cursor)
+
+    async def _write(self, stream: AgentStream, compares: list[Compare], ops: list[Op], cursor: CursorRecord) -> None:
+        """Until the transaction is in; its last operation puts the cursor. Raises ``LinkClosed``."""
+        last = ops[-1]
+        assert isinstance(last, PutOp)
+        key, value = last.key, last.value
         while True:
             try:
                 result = await self._store.txn([*compares, Compare(key, stream.cursor.revision)], ops)
@@ -115,7 +124,7 @@ class EventLog:
                 continue
             if not result.succeeded:
                 raise LinkClosed(f"the cursor of {stream.node} moved: another replica holds its stream now")
-            self.committed += len(fresh)
+            self.committed += len(ops) - 1
             stream.cursor = Cursor(stream.cursor.spool, cursor.sequence, result.revision)
             return
 

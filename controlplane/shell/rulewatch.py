@@ -11,6 +11,7 @@ from controlplane.domain.rules import STALE_MS, RuleEngine, Transition, finding_
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.states import region_state
+from gridkeeper import tracing
 from gridkeeper.decision import ABSENT, Decision, Put
 from gridkeeper.ids import NodeId, RegionId, ReplicaId, node_of
 from gridkeeper.keys import RegionKeys
@@ -68,7 +69,8 @@ class RuleWatch:
             device = state.devices.get(transition.device)
             if device is None:
                 continue
-            finding = finding_for(transition, device.record, state.findings, self._clock.wall_ms(), self._trace())
+            trace = self._trace()
+            finding = finding_for(transition, device.record, state.findings, self._clock.wall_ms(), trace)
             if finding is None:
                 self._waiting.pop(name, None)
                 continue
@@ -80,7 +82,10 @@ class RuleWatch:
                 evidence=finding.evidence,
             )  # fmt: skip
             try:
-                await self._applier.caught_up(await self._applier.apply(decision, self._actor, None))
+                born = trace if finding.trace == trace else ""
+                with tracing.root("fleet.rules", born, {"device": finding.device, "rule": finding.rule}):
+                    revision = await self._applier.apply(decision, self._actor, None)
+                await self._applier.caught_up(revision)
             except Conflict:
                 continue
             except StoreError as error:

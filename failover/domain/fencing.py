@@ -118,6 +118,5 @@ def commit_head(
         tuple(guards),
         subject=f"job/{job}",
         evidence=(digest,),
-        trace=ownership.record.trace,
-        audit=False,
+        audit=False,  # nor a trace: the owner's is that of the fault that brought the job here, and long over
     )
