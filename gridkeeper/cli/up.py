@@ -47,7 +47,7 @@ async def _up(directory: Path, tui: bool) -> int:
         loop.add_signal_handler(number, stop.set)
     clock = SystemClock()
     grid = LocalGrid(directory, GridOptions(metrics=True), clock, _say)
-    starting = asyncio.ensure_future(grid.start())
+    starting = asyncio.ensure_future(grid.start())  # when it fails, it has stopped everything again
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -83,10 +83,11 @@ async def _up(directory: Path, tui: bool) -> int:
     finally:
         starting.cancel()
         stopping.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
-        _say("stopping the grid: agents, jobs, control planes, stores")
-        await grid.stop()
-        _say("the grid is down")
+        failed, _ = await asyncio.gather(starting, stopping, return_exceptions=True)
+        if not isinstance(failed, GridError):
+            _say("stopping the grid: agents, jobs, control planes, stores")
+            await grid.stop()
+            _say("the grid is down")
 
 
 async def _pulse(world: World, clock: SystemClock) -> None:

@@ -93,6 +93,7 @@ def test_up_without_a_terminal_tells_what_happens_until_sigterm(directory: Path)
     )
     assert second.returncode == 1
     assert "another grid runs in" in second.stderr
+    assert second.stdout == ""  # it neither started nor stopped anything
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(60) == 0, up.said()
     assert "the grid is down" in up.said()
