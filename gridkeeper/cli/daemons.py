@@ -30,6 +30,10 @@ def start_logging(level: str) -> None:
     logging.basicConfig(stream=sys.stderr, level=level.upper(), format=FORMAT, datefmt="%Y-%m-%dT%H:%M:%S")
 
 
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 @click.command()
 @config_option
 @level_option
@@ -72,7 +76,7 @@ def up(directory: Path, no_tui: bool) -> int:
     """
     from gridkeeper.cli.up import run
 
-    return run(directory, tui=not no_tui and sys.stdout.isatty())
+    return run(directory, tui=not no_tui and _on_a_terminal())
 
 
 @click.command()
@@ -93,6 +97,8 @@ def demo(directory: Path) -> int:
 @pass_session
 def tui(session: Session, start: str, readonly: bool) -> int:
     """The terminal user interface; PLACE is where it opens: jobs, incident/<id>, device/east-1/gpu3 …"""
+    if not _on_a_terminal():
+        raise click.UsageError("not on a terminal, so there is nothing to draw on; 'gridkeeper get' prints")
     from tui.app import run_tui
 
     return run_tui(client_config(session), readonly=readonly, start=start)

@@ -121,6 +121,7 @@ async def test_one_object_by_kind_and_name(cli: Cli) -> None:
         (("job", "submit", "--name", "x"), 2, "the command after --"),
         (("cordon", "east-1", "--for", "soon"), 2, "'soon' is not a duration"),
         (("incident", "ack", "nope"), 4, "incident 'nope' is not in"),
+        (("tui",), 2, "not on a terminal"),
         (("no-such-command",), 2, "No such command"),
     ],
 )
