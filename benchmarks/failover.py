@@ -33,10 +33,10 @@ from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.client import GridClient
 from gridkeeper.ids import NodeId, RegionId, Revision
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.model import BudgetPolicy, Policy
 from gridkeeper.ports.store import Store
 from gridkeeper.records.faults import DrainRecord, LeaderRecord
 from gridkeeper.records.fleet import SessionRecord
-from gridkeeper.snapshot import BudgetPolicy, Policy
 from gridkeeper.timings import Timings
 
 REGION = "east"

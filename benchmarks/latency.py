@@ -47,10 +47,10 @@ from gridkeeper.cli.local.grid import LocalGrid
 from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.ids import RegionId, Revision
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.model import BudgetPolicy, Policy
 from gridkeeper.ports.store import Store
 from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord
 from gridkeeper.records.fleet import EventRecord
-from gridkeeper.snapshot import BudgetPolicy, Policy
 from gridkeeper.timings import Timings
 
 REGION = "east"

@@ -34,6 +34,7 @@ class _Field:
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
     message: bool
+    default: Any = None  # of an enum that older records do not have (number 0)
 
 
 def _base(kind: Any) -> Any:
@@ -69,10 +70,10 @@ def _enum_codec(kind: type[enum.Enum]) -> tuple[Callable[[Any], Any], Callable[[
 @functools.cache
 def _plan(record: Hashable) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(record)
-    return tuple(_field(f.name, hints[f.name]) for f in dataclasses.fields(typing.cast(Any, record)))
+    return tuple(_field(f.name, hints[f.name], f.default) for f in dataclasses.fields(typing.cast(Any, record)))
 
 
-def _field(name: str, hint: Any) -> _Field:
+def _field(name: str, hint: Any, default: Any) -> _Field:
     repeated = typing.get_origin(hint) is tuple
     optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
     if repeated:
@@ -84,7 +85,7 @@ def _field(name: str, hint: Any) -> _Field:
         return _Field(name, repeated, optional, to_message, functools.partial(from_message, kind), True)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         encode, decode = _enum_codec(kind)
-        return _Field(name, repeated, False, encode, decode, False)
+        return _Field(name, repeated, False, encode, decode, False, default if isinstance(default, kind) else None)
     return _Field(name, repeated, False, _same, _same, False)
 
 
@@ -114,6 +115,8 @@ def from_message(record: type[R], message: Message) -> R:
             arguments[field.name] = tuple(field.decode(item) for item in value)
         elif field.optional and not message.HasField(field.name):
             arguments[field.name] = None
+        elif field.default is not None and value == 0:
+            arguments[field.name] = field.default
         else:
             arguments[field.name] = field.decode(value)
     return record(**arguments)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gridkeeper.ids import NodeId, RegionId, ReplicaId
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.common import Label
-from gridkeeper.snapshot import Policy
 from gridkeeper.timings import Timings
 
 

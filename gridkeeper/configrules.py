@@ -18,7 +18,7 @@ from gridkeeper.config import (
 )
 from gridkeeper.identity.spiffe import BadIdentity, checked_trust_domain
 from gridkeeper.ids import BadName, NodeId, RegionId, ReplicaId, checked_name
-from gridkeeper.snapshot import BudgetPolicy, Policy
+from gridkeeper.policy.model import BudgetPolicy, Policy
 from gridkeeper.timings import Timings
 
 

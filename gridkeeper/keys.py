@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gridkeeper.ids import DeviceId, EventId, JobId, MigrationId, NodeId, RegionId, ReplicaId, SpoolId
-from gridkeeper.records import books, faults, fleet, jobs
+from gridkeeper.records import books, care, faults, fleet, jobs, limits, policy
 
 ROOT = "/gridkeeper/v1"
 GLOBAL = f"{ROOT}/global/"
@@ -39,6 +39,14 @@ REGION_KINDS: dict[str, type] = {
     "leader": faults.LeaderRecord,
     "reservations": jobs.ReservationRecord,
     "accounts": books.AccountRecord,
+    "breakers": limits.BreakerRecord,
+    "shares": limits.ShareRecord,
+    "repeats": limits.RepeatRecord,
+    "repairs": care.RepairRecord,
+    "maintenance": care.MaintenanceRecord,
+    "probes": care.ProbeRecord,
+    "witnesses": care.WitnessRecord,
+    "policy": policy.PolicyRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -57,6 +65,10 @@ GLOBAL_KINDS: dict[str, type] = {
     "regions": jobs.RegionRecord,
     "leader": faults.LeaderRecord,
     "accounts": books.AccountRecord,
+    "escrow": limits.EscrowRecord,
+    "share-acks": limits.ShareRecord,
+    "policy": policy.PolicyRecord,
+    "policies": policy.PolicyRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -156,6 +168,31 @@ class RegionKeys:
     def audit(self, audit: str) -> str:
         return self._("audit", audit)
 
+    @property
+    def policy(self) -> str:
+        return self._("policy")
+
+    def breaker(self, name: str) -> str:
+        return self._("breakers", name)
+
+    def share(self, budget: str) -> str:
+        return self._("shares", budget)
+
+    def repeat(self, rule: str, subject: str) -> str:
+        return self._("repeats", f"{rule}:{subject}")
+
+    def repair(self, repair: str) -> str:
+        return self._("repairs", repair)
+
+    def maintenance(self, window: str) -> str:
+        return self._("maintenance", window)
+
+    def probe(self, node: NodeId) -> str:
+        return self._("probes", node)
+
+    def witness(self, node: NodeId, peer: NodeId) -> str:
+        return self._("witnesses", node, peer)
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalKeys:
@@ -211,6 +248,19 @@ class GlobalKeys:
 
     def audit(self, audit: str) -> str:
         return f"{GLOBAL}audit/{audit}"
+
+    @property
+    def policy(self) -> str:
+        return GLOBAL + "policy"
+
+    def policy_version(self, version: int) -> str:
+        return f"{GLOBAL}policies/{version:010d}"
+
+    def escrow(self, budget: str) -> str:
+        return f"{GLOBAL}escrow/{budget}"
+
+    def share_ack(self, budget: str, region: RegionId) -> str:
+        return f"{GLOBAL}share-acks/{budget}/{region}"
 
 
 def event_id(node: NodeId, spool: SpoolId, sequence: int) -> EventId:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from gridkeeper.decision import ABSENT, Versioned
 from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId, Revision
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.books import AccountRecord
+from gridkeeper.records.care import MaintenanceRecord, ProbeRecord, RepairRecord, WitnessRecord
 from gridkeeper.records.faults import (
     BudgetRecord,
     DetectorRecord,
@@ -38,6 +40,8 @@ from gridkeeper.records.jobs import (
     ReservationRecord,
     RunRecord,
 )
+from gridkeeper.records.limits import BreakerRecord, EscrowRecord, RepeatRecord, ShareRecord
+from gridkeeper.records.policy import PolicyRecord
 from gridkeeper.timings import Timings
 
 
@@ -64,6 +68,14 @@ class RegionState:
     replicas: Mapping[str, Versioned[ReplicaRecord]] = field(default_factory=dict)
     accounts: Mapping[str, Versioned[AccountRecord]] = field(default_factory=dict)
     detector: Versioned[DetectorRecord] | None = None
+    breakers: Mapping[str, Versioned[BreakerRecord]] = field(default_factory=dict)
+    shares: Mapping[str, Versioned[ShareRecord]] = field(default_factory=dict)
+    repeats: Mapping[str, Versioned[RepeatRecord]] = field(default_factory=dict)
+    repairs: Mapping[str, Versioned[RepairRecord]] = field(default_factory=dict)
+    maintenance: Mapping[str, Versioned[MaintenanceRecord]] = field(default_factory=dict)
+    probes: Mapping[NodeId, Versioned[ProbeRecord]] = field(default_factory=dict)
+    witnesses: Mapping[str, Versioned[WitnessRecord]] = field(default_factory=dict)
+    policy: Versioned[PolicyRecord] | None = None
     suspect_keys: frozenset[str] = frozenset()
 
 
@@ -86,31 +98,10 @@ class GlobalState:
     grants: Mapping[RegionId, Versioned[GrantRecord]] = field(default_factory=dict)
     regions: Mapping[RegionId, Versioned[RegionRecord]] = field(default_factory=dict)
     accounts: Mapping[str, Versioned[AccountRecord]] = field(default_factory=dict)
+    escrow: Mapping[str, Versioned[EscrowRecord]] = field(default_factory=dict)
+    share_acks: Mapping[str, Versioned[ShareRecord]] = field(default_factory=dict)
+    policy: Versioned[PolicyRecord] | None = None
     suspect_keys: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetPolicy:
-    """At most ``max(minimum, floor(fraction × durable inventory))`` devices out of service at once."""
-
-    kind: str  # "region", "rack", "vendor"
-    fraction: float
-    minimum: int
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What operators may tune, besides timings."""
-
-    version: int = 1
-    budgets: tuple[BudgetPolicy, ...] = (
-        BudgetPolicy("region", 0.25, 1),
-        BudgetPolicy("rack", 0.5, 1),
-        BudgetPolicy("vendor", 0.25, 1),
-    )
-    freeze_fraction: float = 0.5  # more nodes than this silent at once: the observer is what is broken
-    probation_ms: int = 600_000
-    repair_hold_ms: int = 60_000  # drained at least this long before clear evidence moves it on to probation
 
 
 @dataclass(frozen=True, slots=True)

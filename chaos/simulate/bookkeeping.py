@@ -11,11 +11,12 @@ from chaos.simulate.replay import Changed, Moment
 from chaos.simulate.violation import Violation
 from gridkeeper.ids import DeviceId, NodeId, RegionId, SpoolId, node_of
 from gridkeeper.keys import KEYS, RegionKeys, event_id
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.records.books import AccountRecord, EntryRecord
 from gridkeeper.records.faults import BudgetRecord, DrainRecord, DrainState, FindingRecord, HoldKind
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState
 from gridkeeper.records.jobs import OwnershipRecord
-from gridkeeper.snapshot import BudgetPolicy, Settings
+from gridkeeper.snapshot import Settings
 
 OUT = frozenset(
     {HealthState.DRAINING, HealthState.DRAINED, HealthState.REPAIRING, HealthState.PROBATION, HealthState.RETIRED}

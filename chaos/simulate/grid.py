@@ -24,10 +24,11 @@ from controlplane.rpc.refusal import Refusal
 from gridkeeper import codec
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId, node_of, slot_of
 from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.policy.model import Policy
 from gridkeeper.ports.jobs import Launch
 from gridkeeper.ports.store import StoreError
 from gridkeeper.records.jobs import OwnershipRecord
-from gridkeeper.snapshot import Policy, Settings
+from gridkeeper.snapshot import Settings
 from gridkeeper.timings import SHORT, Timings
 from gridkeeper.v1 import api_pb2, records_pb2
 

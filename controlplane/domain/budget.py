@@ -25,9 +25,10 @@ from controlplane.domain.health import IN_SERVICE, OUT
 from gridkeeper.decision import Decision, Draft, Now, Versioned
 from gridkeeper.ids import DeviceId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.records.faults import BudgetHold, BudgetRecord, DrainState, HoldKind
 from gridkeeper.records.fleet import DeviceRecord
-from gridkeeper.snapshot import BudgetPolicy, RegionState, Settings
+from gridkeeper.snapshot import RegionState, Settings
 
 HOST_VENDOR = "host"
 HOLDING = frozenset({DrainState.ADMITTED, DrainState.EVACUATING, DrainState.DRAINED, DrainState.EXPIRED})

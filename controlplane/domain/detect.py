@@ -118,6 +118,10 @@ def verdict_of(event: EventRecord, recent: tuple[EventRecord, ...]) -> Verdict |
         case EventKind.REPLAY:
             meaning = f"replayed event {event.code} ({event.message[:120]})"
             return Verdict(f"replay-{event.code}", "replay", Scope.DEVICE, Severity.WARNING, Action.WATCH, meaning)
+        case EventKind.AMD | EventKind.ASCEND | EventKind.CAMBRICON | EventKind.PPU | EventKind.SELF_TEST:
+            code = f"{event.kind.value}-{event.code}"
+            meaning = f"{code} ({event.message[:120]})"
+            return Verdict(code, "device", Scope.DEVICE, Severity.WARNING, Action.WATCH, meaning)
 
 
 def _xid(event: EventRecord, recent: tuple[EventRecord, ...]) -> Verdict:

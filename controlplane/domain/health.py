@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from controlplane.domain.evidence import calls_out, merged, weighs_on_device, worst
 from controlplane.domain.words import duration
 from gridkeeper.ids import DrainId, IncidentId
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.common import Severity
 from gridkeeper.records.faults import DrainRecord, FindingRecord
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState
-from gridkeeper.snapshot import Policy
 
 RULE = "health-machine"
 RULE_VERSION = 1

@@ -52,6 +52,14 @@ def region_state(region: RegionId, mirror: Records) -> RegionState:
         replicas=kind("replicas"),
         accounts=kind("accounts"),
         detector=mirror.one("detector"),
+        breakers=kind("breakers"),
+        shares=kind("shares"),
+        repeats=kind("repeats"),
+        repairs=kind("repairs"),
+        maintenance=kind("maintenance"),
+        probes=kind("probes"),
+        witnesses=kind("witnesses"),
+        policy=mirror.one("policy"),
         suspect_keys=mirror.suspect,
     )
 
@@ -77,5 +85,8 @@ def global_state(mirror: Records) -> GlobalState:
         grants=kind("grants"),
         regions=kind("regions"),
         accounts=kind("accounts"),
+        escrow=kind("escrow"),
+        share_acks=kind("share-acks"),
+        policy=mirror.one("policy"),
         suspect_keys=mirror.suspect,
     )

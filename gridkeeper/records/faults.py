@@ -26,6 +26,25 @@ class DrainState(enum.StrEnum):
     CANCELLED = "cancelled"
     FAILED = "failed"
     EXPIRED = "expired"
+    SHADOW = "shadow"  # what would have been drained: decided and recorded, not acted on
+
+
+class Confidence(enum.StrEnum):
+    """How sure a finding is: ``high`` the driver's or vendor's own verdict; ``medium`` sources differ, or our rule over
+    documented figures; ``low`` an unknown code, or thin public facts."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+class DrainMode(enum.StrEnum):
+    """``checkpoint``: ask for a checkpoint, then stop. ``wait``: for the job's own end. ``deadline``: wait, and at the
+    drain's ``wait_until_ms`` go on as ``checkpoint``."""
+
+    CHECKPOINT = "checkpoint"
+    WAIT = "wait"
+    DEADLINE = "deadline"
 
 
 class HoldKind(enum.StrEnum):
@@ -56,6 +75,10 @@ class FindingRecord:
     rule_version: int
     active: bool
     trace: str
+    source: str = ""  # whose verdict, with version and date
+    confidence: Confidence = Confidence.HIGH
+    shadow: bool = False  # its rule only watches: nothing acts on it
+    count: int = 1  # sightings
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,28 @@ class IncidentRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class JobCost:
+    """A job that a drain hits. ``checkpoint_step`` -1: it has none; then everything since its start would be lost."""
+
+    job: JobId
+    devices: int
+    step: int
+    checkpoint_step: int
+    checkpoint_age_ms: int
+    target_region: str  # where it would go as far as is known now; "" if nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class DrainCost:
+    """What a drain costs, named before it acts. ``capacity_left``: usable devices of the region afterwards."""
+
+    jobs: tuple[JobCost, ...]
+    capacity_left: int
+    capacity_total: int
+    budgets: tuple[str, ...]  # "<name> <used after>/<limit>"
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRecord:
     """drains/<id>: the decision to take one device out, and how far it got."""
 
@@ -105,6 +150,12 @@ class DrainRecord:
     deadline_ms: int
     stages: tuple[Stamp, ...]
     trace: str
+    mode: DrainMode = DrainMode.CHECKPOINT
+    wait_until_ms: int = 0  # of the mode ``deadline``, ledger time
+    priority: int = 0  # higher first
+    policy_version: int = 0
+    cost: DrainCost | None = None
+    maintenance: str = ""  # the window that it is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +167,11 @@ class DrainRequestRecord:
     reason: str
     requested_ms: int
     trace: str
+    mode: DrainMode = DrainMode.CHECKPOINT
+    wait_ms: int = 0
+    priority: int = 0
+    not_before_ms: int = 0
+    maintenance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +192,7 @@ class BudgetRecord:
     holds: tuple[BudgetHold, ...]
     limit: int  # devices that may be out at once, as computed at the last write
     total: int  # durable inventory then
+    begun_ms: tuple[int, ...] = ()  # of a budget per time window: when its drains were admitted, ledger time
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ class EventKind(enum.StrEnum):
     BOOT = "boot"  # the host started anew; the gap before is unknown
     HOST = "host"  # from the host backend
     REPLAY = "replay"
+    AMD = "amd"  # code = AFID, or a code of ours for ECC blocks and bad pages (see the catalogue)
+    ASCEND = "ascend"  # code = Huawei's fault code, 32 bits
+    CAMBRICON = "cambricon"  # code = CNDev's XID-like number
+    PPU = "ppu"  # T-Head
+    SELF_TEST = "self_test"  # code 0: passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class NodeRecord:
     backends: tuple[str, ...]
     devices: tuple[DeviceId, ...]
     registered_wall_ms: int  # receiver's wall clock, shown only
+    zone: str = ""
+    probe_address: str = ""  # host:port where peers' probes are answered; "": nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,7 @@ class DeviceRecord:
     rack: str
     region: RegionId
     present: bool
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,8 @@ class LivenessRecord:
     since_ms: int
     reason: str
     heard_ms: int = 0  # ledger time at which a silent node was last heard, best known; 0: it is heard, or not known
+    witnesses: tuple[str, ...] = ()  # one sentence each: who says what, how old
+    pattern: str = ""  # "" a single node, else what is silent together: "rack r1", "region", "everything"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,8 @@ class HealthRecord:
     flaps: int
     before_unknown: HealthState  # state to come back to when trustworthy evidence returns
     trace: str
+    tested_ms: int = 0  # ledger time of the newest passed self-test
+    drained_ms: tuple[int, ...] = ()  # when machine drains of it began lately, for damping
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ class AgentFrame(_message.Message):
     WORKLOADS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -47,6 +49,10 @@ class AgentFrame(_message.Message):
     def checkpoint(self) -> Global___CheckpointReady: ...
     @_builtins.property
     def log(self) -> Global___LogChunk: ...
+    @_builtins.property
+    def probe(self) -> Global___ProbeReport: ...
+    @_builtins.property
+    def host(self) -> Global___HostReport: ...
     def __init__(
         self,
         *,
@@ -58,12 +64,14 @@ class AgentFrame(_message.Message):
         workloads: Global___WorkloadReport | None = ...,
         checkpoint: Global___CheckpointReady | None = ...,
         log: Global___LogChunk | None = ...,
+        probe: Global___ProbeReport | None = ...,
+        host: Global___HostReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "host", b"host", "log", b"log", "probe", b"probe", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "host", b"host", "log", b"log", "probe", b"probe", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "telemetry", "events", "heartbeat", "renewal", "workloads", "checkpoint", "log"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "telemetry", "events", "heartbeat", "renewal", "workloads", "checkpoint", "log", "probe", "host"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -79,6 +87,8 @@ class ControlFrame(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     CHECKPOINT_ACK_FIELD_NUMBER: _builtins.int
     LOG_REQUEST_FIELD_NUMBER: _builtins.int
+    PROBE_REQUEST_FIELD_NUMBER: _builtins.int
+    HOST_COMMAND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -91,6 +101,10 @@ class ControlFrame(_message.Message):
     def checkpoint_ack(self) -> Global___CheckpointAck: ...
     @_builtins.property
     def log_request(self) -> Global___LogRequest: ...
+    @_builtins.property
+    def probe_request(self) -> Global___ProbeRequest: ...
+    @_builtins.property
+    def host_command(self) -> Global___HostCommand: ...
     def __init__(
         self,
         *,
@@ -100,12 +114,14 @@ class ControlFrame(_message.Message):
         command: Global___Command | None = ...,
         checkpoint_ack: Global___CheckpointAck | None = ...,
         log_request: Global___LogRequest | None = ...,
+        probe_request: Global___ProbeRequest | None = ...,
+        host_command: Global___HostCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "log_request", b"log_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "log_request", b"log_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "event_ack", "renewal_ack", "command", "checkpoint_ack", "log_request"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "event_ack", "renewal_ack", "command", "checkpoint_ack", "log_request", "probe_request", "host_command"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -126,6 +142,8 @@ class Hello(_message.Message):
     METRIC_SCHEMA_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     UPTIME_MS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    PROBE_ADDRESS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """must equal the node in the certificate"""
     region: _builtins.str
@@ -138,6 +156,9 @@ class Hello(_message.Message):
     """version of the column order in gridkeeper/telemetry.py"""
     uptime_ms: _builtins.int
     """boot-time clock of the host"""
+    zone: _builtins.str
+    probe_address: _builtins.str
+    """host:port where this agent answers peers' probes; "": nowhere"""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.Label]: ...
     @_builtins.property
@@ -160,10 +181,12 @@ class Hello(_message.Message):
         metric_schema: _builtins.int = ...,
         devices: _abc.Iterable[Global___DeviceInfo] | None = ...,
         uptime_ms: _builtins.int = ...,
+        zone: _builtins.str = ...,
+        probe_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "metric_schema", b"metric_schema", "node", b"node", "rack", b"rack", "region", b"region", "spool", b"spool", "uptime_ms", b"uptime_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "metric_schema", b"metric_schema", "node", b"node", "probe_address", b"probe_address", "rack", b"rack", "region", b"region", "spool", b"spool", "uptime_ms", b"uptime_ms", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -777,3 +800,135 @@ class Command(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class ProbeRequest(_message.Message):
+    """A replica asks an agent whether it can reach another node's agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    address: _builtins.str
+    round: _builtins.int
+    timeout_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        round: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node", b"node", "round", b"round", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeRequest: _TypeAlias = ProbeRequest  # noqa: Y015
+
+@_typing.final
+class ProbeReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    RTT_US_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    round: _builtins.int
+    reached: _builtins.bool
+    rtt_us: _builtins.int
+    """-1: not reached"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        round: _builtins.int = ...,
+        reached: _builtins.bool = ...,
+        rtt_us: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "node", b"node", "reached", b"reached", "round", b"round", "rtt_us", b"rtt_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeReport: _TypeAlias = ProbeReport  # noqa: Y015
+
+@_typing.final
+class HostCommand(_message.Message):
+    """One repair or self-test on this host. Level-triggered like Command, and guarded alike by the term (of the region's
+    leader): an agent runs one id once, and refuses a term lower than the highest it has seen.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    id: _builtins.str
+    """of the repair record"""
+    kind: _records_pb2.RepairKind.ValueType
+    slot: _builtins.str
+    """"" = the node"""
+    command: _builtins.str
+    """of a self-test"""
+    timeout_ms: _builtins.int
+    trace: _builtins.str
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        id: _builtins.str = ...,
+        kind: _records_pb2.RepairKind.ValueType = ...,
+        slot: _builtins.str = ...,
+        command: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "id", b"id", "kind", b"kind", "slot", b"slot", "term", b"term", "timeout_ms", b"timeout_ms", "trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostCommand: _TypeAlias = HostCommand  # noqa: Y015
+
+@_typing.final
+class HostReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    state: _records_pb2.RepairState.ValueType
+    """running, done, failed or lost"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        state: _records_pb2.RepairState.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "id", b"id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostReport: _TypeAlias = HostReport  # noqa: Y015

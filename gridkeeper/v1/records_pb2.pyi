@@ -179,6 +179,11 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_BOOT: _EventKind.ValueType  # 7
     EVENT_KIND_HOST: _EventKind.ValueType  # 8
     EVENT_KIND_REPLAY: _EventKind.ValueType  # 9
+    EVENT_KIND_AMD: _EventKind.ValueType  # 10
+    EVENT_KIND_ASCEND: _EventKind.ValueType  # 11
+    EVENT_KIND_CAMBRICON: _EventKind.ValueType  # 12
+    EVENT_KIND_PPU: _EventKind.ValueType  # 13
+    EVENT_KIND_SELF_TEST: _EventKind.ValueType  # 14
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper): ...
 
@@ -192,6 +197,11 @@ EVENT_KIND_OVERFLOW: EventKind.ValueType  # 6
 EVENT_KIND_BOOT: EventKind.ValueType  # 7
 EVENT_KIND_HOST: EventKind.ValueType  # 8
 EVENT_KIND_REPLAY: EventKind.ValueType  # 9
+EVENT_KIND_AMD: EventKind.ValueType  # 10
+EVENT_KIND_ASCEND: EventKind.ValueType  # 11
+EVENT_KIND_CAMBRICON: EventKind.ValueType  # 12
+EVENT_KIND_PPU: EventKind.ValueType  # 13
+EVENT_KIND_SELF_TEST: EventKind.ValueType  # 14
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _IncidentState:
@@ -228,6 +238,7 @@ class _DrainStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DrainState
     DRAIN_STATE_CANCELLED: _DrainState.ValueType  # 6
     DRAIN_STATE_FAILED: _DrainState.ValueType  # 7
     DRAIN_STATE_EXPIRED: _DrainState.ValueType  # 8
+    DRAIN_STATE_SHADOW: _DrainState.ValueType  # 9
 
 class DrainState(_DrainState, metaclass=_DrainStateEnumTypeWrapper): ...
 
@@ -240,6 +251,7 @@ DRAIN_STATE_REFUSED: DrainState.ValueType  # 5
 DRAIN_STATE_CANCELLED: DrainState.ValueType  # 6
 DRAIN_STATE_FAILED: DrainState.ValueType  # 7
 DRAIN_STATE_EXPIRED: DrainState.ValueType  # 8
+DRAIN_STATE_SHADOW: DrainState.ValueType  # 9
 Global___DrainState: _TypeAlias = DrainState  # noqa: Y015
 
 class _HoldKind:
@@ -258,6 +270,134 @@ HOLD_KIND_UNSPECIFIED: HoldKind.ValueType  # 0
 HOLD_KIND_DRAIN: HoldKind.ValueType  # 1
 HOLD_KIND_CORDON: HoldKind.ValueType  # 2
 Global___HoldKind: _TypeAlias = HoldKind  # noqa: Y015
+
+class _Confidence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConfidenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Confidence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONFIDENCE_UNSPECIFIED: _Confidence.ValueType  # 0
+    CONFIDENCE_HIGH: _Confidence.ValueType  # 1
+    CONFIDENCE_MEDIUM: _Confidence.ValueType  # 2
+    CONFIDENCE_LOW: _Confidence.ValueType  # 3
+
+class Confidence(_Confidence, metaclass=_ConfidenceEnumTypeWrapper): ...
+
+CONFIDENCE_UNSPECIFIED: Confidence.ValueType  # 0
+CONFIDENCE_HIGH: Confidence.ValueType  # 1
+CONFIDENCE_MEDIUM: Confidence.ValueType  # 2
+CONFIDENCE_LOW: Confidence.ValueType  # 3
+Global___Confidence: _TypeAlias = Confidence  # noqa: Y015
+
+class _DrainMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DrainModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DrainMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAIN_MODE_UNSPECIFIED: _DrainMode.ValueType  # 0
+    DRAIN_MODE_CHECKPOINT: _DrainMode.ValueType  # 1
+    DRAIN_MODE_WAIT: _DrainMode.ValueType  # 2
+    DRAIN_MODE_DEADLINE: _DrainMode.ValueType  # 3
+
+class DrainMode(_DrainMode, metaclass=_DrainModeEnumTypeWrapper): ...
+
+DRAIN_MODE_UNSPECIFIED: DrainMode.ValueType  # 0
+DRAIN_MODE_CHECKPOINT: DrainMode.ValueType  # 1
+DRAIN_MODE_WAIT: DrainMode.ValueType  # 2
+DRAIN_MODE_DEADLINE: DrainMode.ValueType  # 3
+Global___DrainMode: _TypeAlias = DrainMode  # noqa: Y015
+
+class _BreakerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKER_STATE_UNSPECIFIED: _BreakerState.ValueType  # 0
+    BREAKER_STATE_CLOSED: _BreakerState.ValueType  # 1
+    BREAKER_STATE_OPEN: _BreakerState.ValueType  # 2
+    BREAKER_STATE_HALF_OPEN: _BreakerState.ValueType  # 3
+
+class BreakerState(_BreakerState, metaclass=_BreakerStateEnumTypeWrapper): ...
+
+BREAKER_STATE_UNSPECIFIED: BreakerState.ValueType  # 0
+BREAKER_STATE_CLOSED: BreakerState.ValueType  # 1
+BREAKER_STATE_OPEN: BreakerState.ValueType  # 2
+BREAKER_STATE_HALF_OPEN: BreakerState.ValueType  # 3
+Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
+
+class _RepairKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_KIND_UNSPECIFIED: _RepairKind.ValueType  # 0
+    REPAIR_KIND_SELF_TEST: _RepairKind.ValueType  # 1
+    REPAIR_KIND_RESET_DEVICE: _RepairKind.ValueType  # 2
+    REPAIR_KIND_REBOOT_NODE: _RepairKind.ValueType  # 3
+    REPAIR_KIND_TICKET: _RepairKind.ValueType  # 4
+
+class RepairKind(_RepairKind, metaclass=_RepairKindEnumTypeWrapper): ...
+
+REPAIR_KIND_UNSPECIFIED: RepairKind.ValueType  # 0
+REPAIR_KIND_SELF_TEST: RepairKind.ValueType  # 1
+REPAIR_KIND_RESET_DEVICE: RepairKind.ValueType  # 2
+REPAIR_KIND_REBOOT_NODE: RepairKind.ValueType  # 3
+REPAIR_KIND_TICKET: RepairKind.ValueType  # 4
+Global___RepairKind: _TypeAlias = RepairKind  # noqa: Y015
+
+class _RepairState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_STATE_UNSPECIFIED: _RepairState.ValueType  # 0
+    REPAIR_STATE_PROPOSED: _RepairState.ValueType  # 1
+    REPAIR_STATE_APPROVED: _RepairState.ValueType  # 2
+    REPAIR_STATE_RUNNING: _RepairState.ValueType  # 3
+    REPAIR_STATE_DONE: _RepairState.ValueType  # 4
+    REPAIR_STATE_FAILED: _RepairState.ValueType  # 5
+    REPAIR_STATE_REJECTED: _RepairState.ValueType  # 6
+    REPAIR_STATE_EXPIRED: _RepairState.ValueType  # 7
+    REPAIR_STATE_LOST: _RepairState.ValueType  # 8
+
+class RepairState(_RepairState, metaclass=_RepairStateEnumTypeWrapper): ...
+
+REPAIR_STATE_UNSPECIFIED: RepairState.ValueType  # 0
+REPAIR_STATE_PROPOSED: RepairState.ValueType  # 1
+REPAIR_STATE_APPROVED: RepairState.ValueType  # 2
+REPAIR_STATE_RUNNING: RepairState.ValueType  # 3
+REPAIR_STATE_DONE: RepairState.ValueType  # 4
+REPAIR_STATE_FAILED: RepairState.ValueType  # 5
+REPAIR_STATE_REJECTED: RepairState.ValueType  # 6
+REPAIR_STATE_EXPIRED: RepairState.ValueType  # 7
+REPAIR_STATE_LOST: RepairState.ValueType  # 8
+Global___RepairState: _TypeAlias = RepairState  # noqa: Y015
+
+class _MaintenanceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MaintenanceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaintenanceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAINTENANCE_STATE_UNSPECIFIED: _MaintenanceState.ValueType  # 0
+    MAINTENANCE_STATE_PLANNED: _MaintenanceState.ValueType  # 1
+    MAINTENANCE_STATE_ACTIVE: _MaintenanceState.ValueType  # 2
+    MAINTENANCE_STATE_ENDED: _MaintenanceState.ValueType  # 3
+    MAINTENANCE_STATE_CANCELLED: _MaintenanceState.ValueType  # 4
+
+class MaintenanceState(_MaintenanceState, metaclass=_MaintenanceStateEnumTypeWrapper): ...
+
+MAINTENANCE_STATE_UNSPECIFIED: MaintenanceState.ValueType  # 0
+MAINTENANCE_STATE_PLANNED: MaintenanceState.ValueType  # 1
+MAINTENANCE_STATE_ACTIVE: MaintenanceState.ValueType  # 2
+MAINTENANCE_STATE_ENDED: MaintenanceState.ValueType  # 3
+MAINTENANCE_STATE_CANCELLED: MaintenanceState.ValueType  # 4
+Global___MaintenanceState: _TypeAlias = MaintenanceState  # noqa: Y015
 
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -469,12 +609,16 @@ class NodeRecord(_message.Message):
     BACKENDS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     REGISTERED_WALL_MS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    PROBE_ADDRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     region: _builtins.str
     rack: _builtins.str
     boot_id: _builtins.str
     agent_version: _builtins.str
     registered_wall_ms: _builtins.int
+    zone: _builtins.str
+    probe_address: _builtins.str
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
     @_builtins.property
@@ -493,10 +637,12 @@ class NodeRecord(_message.Message):
         backends: _abc.Iterable[_builtins.str] | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
         registered_wall_ms: _builtins.int = ...,
+        zone: _builtins.str = ...,
+        probe_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "name", b"name", "rack", b"rack", "region", b"region", "registered_wall_ms", b"registered_wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "name", b"name", "probe_address", b"probe_address", "rack", b"rack", "region", b"region", "registered_wall_ms", b"registered_wall_ms", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,6 +666,7 @@ class DeviceRecord(_message.Message):
     RACK_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     PRESENT_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     node: _builtins.str
     slot: _builtins.str
@@ -534,6 +681,7 @@ class DeviceRecord(_message.Message):
     rack: _builtins.str
     region: _builtins.str
     present: _builtins.bool
+    zone: _builtins.str
     def __init__(
         self,
         *,
@@ -551,10 +699,11 @@ class DeviceRecord(_message.Message):
         rack: _builtins.str = ...,
         region: _builtins.str = ...,
         present: _builtins.bool = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "driver_version", b"driver_version", "id", b"id", "memory_mib", b"memory_mib", "model", b"model", "node", b"node", "pci_bus_id", b"pci_bus_id", "present", b"present", "rack", b"rack", "region", b"region", "serial", b"serial", "slot", b"slot", "uuid", b"uuid", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "driver_version", b"driver_version", "id", b"id", "memory_mib", b"memory_mib", "model", b"model", "node", b"node", "pci_bus_id", b"pci_bus_id", "present", b"present", "rack", b"rack", "region", b"region", "serial", b"serial", "slot", b"slot", "uuid", b"uuid", "vendor", b"vendor", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -628,11 +777,16 @@ class LivenessRecord(_message.Message):
     SINCE_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     HEARD_MS_FIELD_NUMBER: _builtins.int
+    WITNESSES_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     state: Global___NodeState.ValueType
     since_ms: _builtins.int
     reason: _builtins.str
     heard_ms: _builtins.int
+    pattern: _builtins.str
+    @_builtins.property
+    def witnesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -641,10 +795,12 @@ class LivenessRecord(_message.Message):
         since_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
         heard_ms: _builtins.int = ...,
+        witnesses: _abc.Iterable[_builtins.str] | None = ...,
+        pattern: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard_ms", b"heard_ms", "node", b"node", "reason", b"reason", "since_ms", b"since_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard_ms", b"heard_ms", "node", b"node", "pattern", b"pattern", "reason", b"reason", "since_ms", b"since_ms", "state", b"state", "witnesses", b"witnesses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -730,6 +886,8 @@ class HealthRecord(_message.Message):
     FLAPS_FIELD_NUMBER: _builtins.int
     BEFORE_UNKNOWN_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    TESTED_MS_FIELD_NUMBER: _builtins.int
+    DRAINED_MS_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     node: _builtins.str
     uuid: _builtins.str
@@ -743,8 +901,11 @@ class HealthRecord(_message.Message):
     flaps: _builtins.int
     before_unknown: Global___HealthState.ValueType
     trace: _builtins.str
+    tested_ms: _builtins.int
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def drained_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -762,10 +923,12 @@ class HealthRecord(_message.Message):
         flaps: _builtins.int = ...,
         before_unknown: Global___HealthState.ValueType = ...,
         trace: _builtins.str = ...,
+        tested_ms: _builtins.int = ...,
+        drained_ms: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_unknown", b"before_unknown", "device", b"device", "drain", b"drain", "evidence", b"evidence", "flaps", b"flaps", "incident", b"incident", "node", b"node", "reason", b"reason", "rule", b"rule", "rule_version", b"rule_version", "since_ms", b"since_ms", "state", b"state", "trace", b"trace", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_unknown", b"before_unknown", "device", b"device", "drain", b"drain", "drained_ms", b"drained_ms", "evidence", b"evidence", "flaps", b"flaps", "incident", b"incident", "node", b"node", "reason", b"reason", "rule", b"rule", "rule_version", b"rule_version", "since_ms", b"since_ms", "state", b"state", "tested_ms", b"tested_ms", "trace", b"trace", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -842,6 +1005,10 @@ class FindingRecord(_message.Message):
     RULE_VERSION_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -857,6 +1024,10 @@ class FindingRecord(_message.Message):
     rule_version: _builtins.int
     active: _builtins.bool
     trace: _builtins.str
+    source: _builtins.str
+    confidence: Global___Confidence.ValueType
+    shadow: _builtins.bool
+    count: _builtins.int
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -878,10 +1049,14 @@ class FindingRecord(_message.Message):
         rule_version: _builtins.int = ...,
         active: _builtins.bool = ...,
         trace: _builtins.str = ...,
+        source: _builtins.str = ...,
+        confidence: Global___Confidence.ValueType = ...,
+        shadow: _builtins.bool = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "code", b"code", "device", b"device", "evidence", b"evidence", "fault_class", b"fault_class", "id", b"id", "node", b"node", "observed_ms", b"observed_ms", "region", b"region", "rule", b"rule", "rule_version", b"rule_version", "scope", b"scope", "sentence", b"sentence", "severity", b"severity", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "code", b"code", "confidence", b"confidence", "count", b"count", "device", b"device", "evidence", b"evidence", "fault_class", b"fault_class", "id", b"id", "node", b"node", "observed_ms", b"observed_ms", "region", b"region", "rule", b"rule", "rule_version", b"rule_version", "scope", b"scope", "sentence", b"sentence", "severity", b"severity", "shadow", b"shadow", "source", b"source", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -956,6 +1131,70 @@ class IncidentRecord(_message.Message):
 Global___IncidentRecord: _TypeAlias = IncidentRecord  # noqa: Y015
 
 @_typing.final
+class JobCost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_AGE_MS_FIELD_NUMBER: _builtins.int
+    TARGET_REGION_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    devices: _builtins.int
+    step: _builtins.int
+    checkpoint_step: _builtins.int
+    checkpoint_age_ms: _builtins.int
+    target_region: _builtins.str
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        devices: _builtins.int = ...,
+        step: _builtins.int = ...,
+        checkpoint_step: _builtins.int = ...,
+        checkpoint_age_ms: _builtins.int = ...,
+        target_region: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_age_ms", b"checkpoint_age_ms", "checkpoint_step", b"checkpoint_step", "devices", b"devices", "job", b"job", "step", b"step", "target_region", b"target_region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobCost: _TypeAlias = JobCost  # noqa: Y015
+
+@_typing.final
+class DrainCost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    CAPACITY_LEFT_FIELD_NUMBER: _builtins.int
+    CAPACITY_TOTAL_FIELD_NUMBER: _builtins.int
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    capacity_left: _builtins.int
+    capacity_total: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobCost]: ...
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___JobCost] | None = ...,
+        capacity_left: _builtins.int = ...,
+        capacity_total: _builtins.int = ...,
+        budgets: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "capacity_left", b"capacity_left", "capacity_total", b"capacity_total", "jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainCost: _TypeAlias = DrainCost  # noqa: Y015
+
+@_typing.final
 class DrainRecord(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -979,6 +1218,12 @@ class DrainRecord(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    WAIT_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -995,6 +1240,11 @@ class DrainRecord(_message.Message):
     planned_ms: _builtins.int
     deadline_ms: _builtins.int
     trace: _builtins.str
+    mode: Global___DrainMode.ValueType
+    wait_until_ms: _builtins.int
+    priority: _builtins.int
+    policy_version: _builtins.int
+    maintenance: _builtins.str
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1003,6 +1253,8 @@ class DrainRecord(_message.Message):
     def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stamp]: ...
+    @_builtins.property
+    def cost(self) -> Global___DrainCost: ...
     def __init__(
         self,
         *,
@@ -1026,10 +1278,16 @@ class DrainRecord(_message.Message):
         deadline_ms: _builtins.int = ...,
         stages: _abc.Iterable[Global___Stamp] | None = ...,
         trace: _builtins.str = ...,
+        mode: Global___DrainMode.ValueType = ...,
+        wait_until_ms: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        policy_version: _builtins.int = ...,
+        cost: Global___DrainCost | None = ...,
+        maintenance: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "deadline_ms", b"deadline_ms", "decided_revision", b"decided_revision", "device", b"device", "evidence", b"evidence", "evidence_age_ms", b"evidence_age_ms", "id", b"id", "incident", b"incident", "jobs", b"jobs", "node", b"node", "planned_ms", b"planned_ms", "reason", b"reason", "region", b"region", "requested_by", b"requested_by", "rule", b"rule", "rule_version", b"rule_version", "stages", b"stages", "state", b"state", "trace", b"trace", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "cost", b"cost", "deadline_ms", b"deadline_ms", "decided_revision", b"decided_revision", "device", b"device", "evidence", b"evidence", "evidence_age_ms", b"evidence_age_ms", "id", b"id", "incident", b"incident", "jobs", b"jobs", "maintenance", b"maintenance", "mode", b"mode", "node", b"node", "planned_ms", b"planned_ms", "policy_version", b"policy_version", "priority", b"priority", "reason", b"reason", "region", b"region", "requested_by", b"requested_by", "rule", b"rule", "rule_version", b"rule_version", "stages", b"stages", "state", b"state", "trace", b"trace", "uuid", b"uuid", "wait_until_ms", b"wait_until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1044,11 +1302,21 @@ class DrainRequestRecord(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUESTED_MS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     requested_by: _builtins.str
     reason: _builtins.str
     requested_ms: _builtins.int
     trace: _builtins.str
+    mode: Global___DrainMode.ValueType
+    wait_ms: _builtins.int
+    priority: _builtins.int
+    not_before_ms: _builtins.int
+    maintenance: _builtins.str
     def __init__(
         self,
         *,
@@ -1057,10 +1325,15 @@ class DrainRequestRecord(_message.Message):
         reason: _builtins.str = ...,
         requested_ms: _builtins.int = ...,
         trace: _builtins.str = ...,
+        mode: Global___DrainMode.ValueType = ...,
+        wait_ms: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        not_before_ms: _builtins.int = ...,
+        maintenance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "reason", b"reason", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "maintenance", b"maintenance", "mode", b"mode", "not_before_ms", b"not_before_ms", "priority", b"priority", "reason", b"reason", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "trace", b"trace", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1099,11 +1372,14 @@ class BudgetRecord(_message.Message):
     HOLDS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    BEGUN_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     limit: _builtins.int
     total: _builtins.int
     @_builtins.property
     def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetHold]: ...
+    @_builtins.property
+    def begun_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -1111,10 +1387,11 @@ class BudgetRecord(_message.Message):
         holds: _abc.Iterable[Global___BudgetHold] | None = ...,
         limit: _builtins.int = ...,
         total: _builtins.int = ...,
+        begun_ms: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds", "limit", b"limit", "name", b"name", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_ms", b"begun_ms", "holds", b"holds", "limit", b"limit", "name", b"name", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1197,6 +1474,388 @@ class LeaderRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaderRecord: _TypeAlias = LeaderRecord  # noqa: Y015
+
+@_typing.final
+class BreakerRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WANTED_MS_FIELD_NUMBER: _builtins.int
+    PASSED_MS_FIELD_NUMBER: _builtins.int
+    TRIPS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    state: Global___BreakerState.ValueType
+    since_ms: _builtins.int
+    reason: _builtins.str
+    trips: _builtins.int
+    @_builtins.property
+    def wanted_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def passed_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___BreakerState.ValueType = ...,
+        since_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        wanted_ms: _abc.Iterable[_builtins.int] | None = ...,
+        passed_ms: _abc.Iterable[_builtins.int] | None = ...,
+        trips: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "passed_ms", b"passed_ms", "reason", b"reason", "since_ms", b"since_ms", "state", b"state", "trips", b"trips", "wanted_ms", b"wanted_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakerRecord: _TypeAlias = BreakerRecord  # noqa: Y015
+
+@_typing.final
+class RepeatRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    TIMES_MS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    BOOTS_MS_FIELD_NUMBER: _builtins.int
+    STICKY_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    subject: _builtins.str
+    sticky_until_ms: _builtins.int
+    @_builtins.property
+    def times_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def boots_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        times_ms: _abc.Iterable[_builtins.int] | None = ...,
+        events: _abc.Iterable[_builtins.str] | None = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        boots_ms: _abc.Iterable[_builtins.int] | None = ...,
+        sticky_until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boots_ms", b"boots_ms", "devices", b"devices", "events", b"events", "rule", b"rule", "sticky_until_ms", b"sticky_until_ms", "subject", b"subject", "times_ms", b"times_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepeatRecord: _TypeAlias = RepeatRecord  # noqa: Y015
+
+@_typing.final
+class EscrowShare(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    amount: _builtins.int
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscrowShare: _TypeAlias = EscrowShare  # noqa: Y015
+
+@_typing.final
+class EscrowRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    budget: _builtins.str
+    limit: _builtins.int
+    total: _builtins.int
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___EscrowShare]: ...
+    def __init__(
+        self,
+        *,
+        budget: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        total: _builtins.int = ...,
+        shares: _abc.Iterable[Global___EscrowShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limit", b"limit", "shares", b"shares", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscrowRecord: _TypeAlias = EscrowRecord  # noqa: Y015
+
+@_typing.final
+class ShareRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    ESCROW_REVISION_FIELD_NUMBER: _builtins.int
+    budget: _builtins.str
+    region: _builtins.str
+    amount: _builtins.int
+    escrow_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        budget: _builtins.str = ...,
+        region: _builtins.str = ...,
+        amount: _builtins.int = ...,
+        escrow_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "budget", b"budget", "escrow_revision", b"escrow_revision", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareRecord: _TypeAlias = ShareRecord  # noqa: Y015
+
+@_typing.final
+class RepairRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    INCIDENT_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PROPOSED_MS_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    region: _builtins.str
+    node: _builtins.str
+    device: _builtins.str
+    uuid: _builtins.str
+    kind: Global___RepairKind.ValueType
+    state: Global___RepairState.ValueType
+    reason: _builtins.str
+    incident: _builtins.str
+    drain: _builtins.str
+    command: _builtins.str
+    attempt: _builtins.int
+    proposed_ms: _builtins.int
+    decided_by: _builtins.str
+    deadline_ms: _builtins.int
+    result: _builtins.str
+    trace: _builtins.str
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stamp]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        region: _builtins.str = ...,
+        node: _builtins.str = ...,
+        device: _builtins.str = ...,
+        uuid: _builtins.str = ...,
+        kind: Global___RepairKind.ValueType = ...,
+        state: Global___RepairState.ValueType = ...,
+        reason: _builtins.str = ...,
+        incident: _builtins.str = ...,
+        drain: _builtins.str = ...,
+        command: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        proposed_ms: _builtins.int = ...,
+        decided_by: _builtins.str = ...,
+        deadline_ms: _builtins.int = ...,
+        result: _builtins.str = ...,
+        stages: _abc.Iterable[Global___Stamp] | None = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command", b"command", "deadline_ms", b"deadline_ms", "decided_by", b"decided_by", "device", b"device", "drain", b"drain", "id", b"id", "incident", b"incident", "kind", b"kind", "node", b"node", "proposed_ms", b"proposed_ms", "reason", b"reason", "region", b"region", "result", b"result", "stages", b"stages", "state", b"state", "trace", b"trace", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairRecord: _TypeAlias = RepairRecord  # noqa: Y015
+
+@_typing.final
+class MaintenanceRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    LEAD_MS_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_BY_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    region: _builtins.str
+    target: _builtins.str
+    from_ms: _builtins.int
+    until_ms: _builtins.int
+    lead_ms: _builtins.int
+    announced_by: _builtins.str
+    announced_ms: _builtins.int
+    reason: _builtins.str
+    state: Global___MaintenanceState.ValueType
+    trace: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        region: _builtins.str = ...,
+        target: _builtins.str = ...,
+        from_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        lead_ms: _builtins.int = ...,
+        announced_by: _builtins.str = ...,
+        announced_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        state: Global___MaintenanceState.ValueType = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced_by", b"announced_by", "announced_ms", b"announced_ms", "from_ms", b"from_ms", "id", b"id", "lead_ms", b"lead_ms", "reason", b"reason", "region", b"region", "state", b"state", "target", b"target", "trace", b"trace", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaintenanceRecord: _TypeAlias = MaintenanceRecord  # noqa: Y015
+
+@_typing.final
+class ProbeRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    ASKED_MS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    address: _builtins.str
+    asked_ms: _builtins.int
+    round: _builtins.int
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        asked_ms: _builtins.int = ...,
+        round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "asked_ms", b"asked_ms", "node", b"node", "peers", b"peers", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeRecord: _TypeAlias = ProbeRecord  # noqa: Y015
+
+@_typing.final
+class WitnessRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    RTT_US_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    peer: _builtins.str
+    round: _builtins.int
+    reached: _builtins.bool
+    rtt_us: _builtins.int
+    detail: _builtins.str
+    at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        round: _builtins.int = ...,
+        reached: _builtins.bool = ...,
+        rtt_us: _builtins.int = ...,
+        detail: _builtins.str = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "detail", b"detail", "node", b"node", "peer", b"peer", "reached", b"reached", "round", b"round", "rtt_us", b"rtt_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WitnessRecord: _TypeAlias = WitnessRecord  # noqa: Y015
+
+@_typing.final
+class PolicyRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    APPLIED_BY_FIELD_NUMBER: _builtins.int
+    APPLIED_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    text: _builtins.str
+    digest: _builtins.str
+    applied_by: _builtins.str
+    applied_ms: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        text: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        applied_by: _builtins.str = ...,
+        applied_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_by", b"applied_by", "applied_ms", b"applied_ms", "digest", b"digest", "reason", b"reason", "text", b"text", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyRecord: _TypeAlias = PolicyRecord  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):

@@ -6,7 +6,7 @@ import pytest
 
 from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.cli.local.training import Training, job_spec
-from gridkeeper.snapshot import BudgetPolicy, Policy
+from gridkeeper.policy.model import BudgetPolicy, Policy
 from gridkeeper.v1 import api_pb2, records_pb2
 from tests.e2e.conftest import Stage
 

@@ -8,7 +8,7 @@ import pytest
 from controlplane.store.embedded import find_etcd
 from gridkeeper.cli.local.plan import GLOBAL, GridOptions
 from gridkeeper.cli.local.training import Training, job_spec
-from gridkeeper.snapshot import BudgetPolicy, Policy
+from gridkeeper.policy.model import BudgetPolicy, Policy
 from gridkeeper.v1 import records_pb2
 from tests.e2e.conftest import Stage
 

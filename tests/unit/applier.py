@@ -13,6 +13,7 @@ from gridkeeper import codec, keys
 from gridkeeper.decision import ABSENT, Decision, Now, Put, Versioned
 from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision, SpoolId
 from gridkeeper.keys import RegionKeys, event_id
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.books import EntryRecord
 from gridkeeper.records.faults import ReplicaRecord
 from gridkeeper.records.fleet import (
@@ -22,7 +23,7 @@ from gridkeeper.records.fleet import (
     NodeRecord,
     SessionRecord,
 )
-from gridkeeper.snapshot import GlobalState, Policy, RegionState, Settings
+from gridkeeper.snapshot import GlobalState, RegionState, Settings
 from gridkeeper.timings import Timings
 
 EAST = RegionId("east")

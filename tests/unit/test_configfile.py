@@ -21,8 +21,8 @@ from gridkeeper.config import (
 from gridkeeper.configfile import ConfigError, dump, load, parse
 from gridkeeper.configrules import RULES
 from gridkeeper.ids import NodeId, RegionId, ReplicaId
+from gridkeeper.policy.model import BudgetPolicy, Policy
 from gridkeeper.records.common import Label
-from gridkeeper.snapshot import BudgetPolicy, Policy
 from gridkeeper.timings import SHORT, Timings
 
 TLS = TlsFiles("/e/node.crt", "/e/node.key", "/e/ca.crt")

@@ -15,11 +15,12 @@ from controlplane.domain.drain_progress import cancellation
 from controlplane.domain.region import decide_region
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, DrainId, Epoch, JobId, MigrationId, NodeId, RegionId, Revision
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.records.common import Desired
 from gridkeeper.records.faults import DrainRecord, DrainRequestRecord, DrainState, HoldKind
 from gridkeeper.records.fleet import EventKind, HealthState
 from gridkeeper.records.jobs import JobSpec, OwnershipRecord, ReservationRecord, RunPhase, RunRecord
-from gridkeeper.snapshot import BudgetPolicy, GlobalState, Settings
+from gridkeeper.snapshot import GlobalState, Settings
 from gridkeeper.timings import Timings
 from tests.unit.applier import EAST, RegionStore, quick
 

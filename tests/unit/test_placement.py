@@ -10,6 +10,7 @@ from failover.domain.placement import choose_region, decide_offers, decide_reser
 from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.faults import DrainState
 from gridkeeper.records.fleet import (
     CordonReason,
@@ -20,7 +21,7 @@ from gridkeeper.records.fleet import (
     SessionRecord,
 )
 from gridkeeper.records.jobs import JobState, MigrationKind, MigrationState, RegionRecord
-from gridkeeper.snapshot import Policy, Settings
+from gridkeeper.snapshot import Settings
 from tests.unit.failover_world import SETTINGS, Grid, spec_of
 
 EAST, WEST = RegionId("east"), RegionId("west")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from controlplane.domain.cordon import cordon, uncordon
 from controlplane.domain.sla import elapsed, month_end, month_of, totals_at
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.records.books import AccountRecord, Totals, UptimeClass
 from gridkeeper.records.fleet import EventKind
-from gridkeeper.snapshot import BudgetPolicy
 from tests.unit.applier import NOON, RegionStore, quick
 
 G = "n1/gpu3"

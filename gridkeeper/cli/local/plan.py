@@ -15,8 +15,8 @@ from gridkeeper.config import (
     TlsFiles,
 )
 from gridkeeper.ids import NodeId, RegionId, ReplicaId
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.common import Label
-from gridkeeper.snapshot import Policy
 from gridkeeper.timings import SHORT, Timings
 
 TRUST_DOMAIN = "gridkeeper.local"
