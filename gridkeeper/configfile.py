@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
-from gridkeeper.configrules import NAMES, RULES, Wrong
+from gridkeeper.configrules import NAMES, RULES, UNIQUE, Wrong
 from gridkeeper.ids import BadName, checked_name
 from gridkeeper.records.common import Label
 from gridkeeper.timings import BadTimings
@@ -36,6 +36,11 @@ class ConfigError(ValueError):
 
 def load(kind: type[C], path: str | Path) -> C:
     """The configuration in ``path``. Raises ``ConfigError``."""
+    return parse(kind, load_text(path), str(path))
+
+
+def load_text(path: str | Path) -> str:
+    """What the file says. Raises ``ConfigError``."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -44,10 +49,9 @@ def load(kind: type[C], path: str | Path) -> C:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, so it is no configuration of ours")
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    return parse(kind, text, str(path))
 
 
 def parse(kind: type[C], text: str, source: str) -> C:
@@ -192,6 +196,8 @@ class _Reader:
         return node.value
 
     def _checked(self, kind: Any, name: str, value: Any, node: yaml.Node, path: str) -> Any:
+        if (kind, name) in UNIQUE and isinstance(node, yaml.SequenceNode):
+            self._unique(UNIQUE[kind, name], node, path)
         rule = RULES.get((kind, name))
         if rule is None or value is _INVALID or value is None:
             return value
@@ -208,6 +214,19 @@ class _Reader:
         if many and value == () and rule.some:
             return self.fault(node, path, "is an empty list; it needs at least one entry")
         return value
+
+    def _unique(self, key: str, node: yaml.SequenceNode, path: str) -> None:
+        """Entries of a list that are told apart by the field ``key``."""
+        lines: dict[str, int] = {}
+        for index, child in enumerate(node.value):
+            pairs = child.value if isinstance(child, yaml.MappingNode) else ()
+            for named, value in pairs:
+                if named.value != key or not isinstance(value, yaml.ScalarNode):
+                    continue
+                first = lines.setdefault(value.value, value.start_mark.line + 1)
+                if first != value.start_mark.line + 1:
+                    at = f"{path}[{index}].{key}"
+                    self.fault(value, at, f"{value.value!r} is the name of the one in line {first} too; choose another")
 
 
 def _base(hint: Any) -> Any:

@@ -18,7 +18,9 @@ from gridkeeper.config import (
 )
 from gridkeeper.identity.spiffe import BadIdentity, checked_trust_domain
 from gridkeeper.ids import BadName, NodeId, RegionId, ReplicaId, checked_name
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.model import BudgetPolicy, Policy, RulePolicy
+from gridkeeper.selector import BadSelector
+from gridkeeper.selector import parse as parse_selector
 from gridkeeper.timings import Timings
 
 
@@ -101,6 +103,33 @@ def _budget_kind(value: str) -> None:
         raise Wrong(f"{value[:80]!r} is no kind of budget; use region, rack or vendor")
 
 
+def _expression(value: str) -> None:
+    # Imported when there is a rule: the agent, which has none, needs neither Polars nor a SQL parser.
+    from gridkeeper.policy.expression import BadExpression, compile_expression
+
+    try:
+        compile_expression(value)
+    except BadExpression as error:
+        raise Wrong(str(error)) from error
+
+
+def _optional_expression(value: str) -> None:
+    if value:
+        _expression(value)
+
+
+def _selector(value: str) -> None:
+    try:
+        parse_selector(value)
+    except BadSelector as error:
+        raise Wrong(str(error).removeprefix("selector: ")) from error
+
+
+def _text(value: str) -> None:
+    if not value.strip() or not value.isprintable():
+        raise Wrong(f"{value[:80]!r} is empty or holds control characters; write one line of text")
+
+
 def between(least: float, most: float) -> Rule:
     """A number in [least, most]."""
 
@@ -148,11 +177,26 @@ RULES: dict[tuple[type, str], Rule] = {
     (Timings, "settle_ms"): between(0, _DAY),
     (Timings, "lease_ttl_s"): between(1, 3600),
     (Timings, "drain_deadline_ms"): between(1, 30 * _DAY),
+    (RulePolicy, "name"): Rule(_name),
+    (RulePolicy, "when"): Rule(_expression),
+    (RulePolicy, "clear"): Rule(_optional_expression),
+    (RulePolicy, "fault_class"): Rule(_name),
+    (RulePolicy, "meaning"): Rule(_text),
+    (RulePolicy, "for_ms"): between(0, 7 * _DAY),
+    (RulePolicy, "clear_ms"): between(0, 7 * _DAY),
+    (RulePolicy, "select"): Rule(_selector),
     (BudgetPolicy, "kind"): Rule(_budget_kind),
     (BudgetPolicy, "fraction"): between(0.0, 1.0),
     (BudgetPolicy, "minimum"): between(0, 1_000_000),
-    (Policy, "version"): between(1, 1 << 31),
+    (Policy, "version"): between(0, 1 << 31),
     (Policy, "freeze_fraction"): between(0.0, 1.0),
     (Policy, "probation_ms"): between(0, 365 * _DAY),
     (Policy, "repair_hold_ms"): between(0, 365 * _DAY),
 }
+
+UNIQUE: dict[tuple[type, str], str] = {
+    (Policy, "rules"): "name",
+    (Policy, "events"): "name",
+    (Policy, "repeats"): "name",
+}
+"""(class, list field) -> the field by which its entries are told apart."""

@@ -200,9 +200,10 @@ class PeerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What operators may tune, besides timings. ``version`` is given by the store when a document is applied."""
+    """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
+    has been, and this is the built-in one or that of the configuration."""
 
-    version: int = 1
+    version: int = 0
     mode: Mode = Mode.ACT
     catalogue: CataloguePolicy = field(default_factory=CataloguePolicy)
     rules: tuple[RulePolicy, ...] = ()
