@@ -201,7 +201,7 @@ class _Reader:
         rule = RULES.get((kind, name))
         if rule is None or value is _INVALID or value is None:
             return value
-        many = isinstance(value, tuple)
+        many = isinstance(value, tuple) and not rule.whole
         for index, one in enumerate(value if many else (value,)):
             if many and dataclasses.is_dataclass(one):
                 return value

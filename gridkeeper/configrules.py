@@ -18,7 +18,7 @@ from gridkeeper.config import (
 )
 from gridkeeper.identity.spiffe import BadIdentity, checked_trust_domain
 from gridkeeper.ids import BadName, NodeId, RegionId, ReplicaId, checked_name
-from gridkeeper.policy.model import BudgetPolicy, Policy, RulePolicy
+from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, DrainPolicy, Policy, RulePolicy
 from gridkeeper.selector import BadSelector
 from gridkeeper.selector import parse as parse_selector
 from gridkeeper.timings import Timings
@@ -30,10 +30,11 @@ class Wrong(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Applied to the value, or to each entry of a list; ``some``: the list must not be empty."""
+    """Applied to the value, or to each entry of a list (``whole``: to the list); ``some``: it must not be empty."""
 
     check: Callable[[Any], None]
     some: bool = False
+    whole: bool = False
 
     def __call__(self, value: Any) -> None:
         self.check(value)
@@ -98,9 +99,38 @@ def _trust_domain(value: str) -> None:
         raise Wrong(str(error).removeprefix("trust_domain: ")) from error
 
 
-def _budget_kind(value: str) -> None:
-    if value not in ("region", "rack", "vendor"):
-        raise Wrong(f"{value[:80]!r} is no kind of budget; use region, rack or vendor")
+def _one_of(what: str, *words: str) -> Rule:
+    def check(value: str) -> None:
+        if value not in words:
+            raise Wrong(f"{value[:80]!r} is no {what}; use {', '.join(words[:-1])} or {words[-1]}")
+
+    return Rule(check)
+
+
+def _selector(value: str) -> None:
+    try:
+        parse_selector(value)
+    except BadSelector as error:
+        raise Wrong(str(error).removeprefix("selector: ")) from error
+
+
+def _budgets(budgets: tuple[BudgetPolicy, ...]) -> None:
+    """Each budget has a name of its own, which its kind, window and selector make."""
+    seen: set[tuple[str, int, str]] = set()
+    for budget in budgets:
+        if budget.kind == "fleet" and (budget.window_ms or budget.select.strip()):
+            raise Wrong("the fleet's budget is divided by shares; leave out its window_ms and select")
+        key = (budget.kind, budget.window_ms, str(parse_selector(budget.select)))
+        if key in seen:
+            raise Wrong(f"there are two budgets of kind {budget.kind} alike; remove one, or give it another window_ms")
+        seen.add(key)
+
+
+def _breakers(breakers: tuple[BreakerPolicy, ...]) -> None:
+    kinds = [breaker.kind for breaker in breakers]
+    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+    if twice:
+        raise Wrong(f"there are two breakers of kind {twice[0]}; remove one")
 
 
 def _expression(value: str) -> None:
@@ -116,13 +146,6 @@ def _expression(value: str) -> None:
 def _optional_expression(value: str) -> None:
     if value:
         _expression(value)
-
-
-def _selector(value: str) -> None:
-    try:
-        parse_selector(value)
-    except BadSelector as error:
-        raise Wrong(str(error).removeprefix("selector: ")) from error
 
 
 def _text(value: str) -> None:
@@ -185,9 +208,25 @@ RULES: dict[tuple[type, str], Rule] = {
     (RulePolicy, "for_ms"): between(0, 7 * _DAY),
     (RulePolicy, "clear_ms"): between(0, 7 * _DAY),
     (RulePolicy, "select"): Rule(_selector),
-    (BudgetPolicy, "kind"): Rule(_budget_kind),
+    (BudgetPolicy, "kind"): _one_of("kind of budget", "region", "zone", "rack", "vendor", "job", "fleet"),
     (BudgetPolicy, "fraction"): between(0.0, 1.0),
     (BudgetPolicy, "minimum"): between(0, 1_000_000),
+    (BudgetPolicy, "maximum"): between(0, 1_000_000),
+    (BudgetPolicy, "window_ms"): between(0, 365 * _DAY),
+    (BudgetPolicy, "select"): Rule(_selector),
+    (BreakerPolicy, "kind"): _one_of("kind of breaker", "region", "zone", "rack", "vendor"),
+    (BreakerPolicy, "drains"): between(1, 1_000_000),
+    (BreakerPolicy, "fraction"): between(0.0, 1.0),
+    (BreakerPolicy, "within_ms"): between(1_000, 30 * _DAY),
+    (BreakerPolicy, "cool_ms"): between(1_000, 30 * _DAY),
+    (BreakerPolicy, "trickle"): between(1, 1_000),
+    (BreakerPolicy, "trickle_ms"): between(1_000, 30 * _DAY),
+    (BreakerPolicy, "close_ms"): between(1_000, 30 * _DAY),
+    (DrainPolicy, "evidence_ms"): between(1_000, 365 * _DAY),
+    (DrainPolicy, "flaps"): between(1, 100),
+    (DrainPolicy, "flap_ms"): between(1_000, 365 * _DAY),
+    (Policy, "budgets"): Rule(_budgets, whole=True),
+    (Policy, "breakers"): Rule(_breakers, whole=True),
     (Policy, "version"): between(0, 1 << 31),
     (Policy, "freeze_fraction"): between(0.0, 1.0),
     (Policy, "probation_ms"): between(0, 365 * _DAY),

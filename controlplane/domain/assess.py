@@ -147,7 +147,7 @@ def _device(
     if swapped:
         _forget_old_card(scene, every, draft)
     if before and before.state is HealthState.PROBATION and after.state is HealthState.HEALTHY:
-        Book.of(state, scene.settings).release(name, draft)
+        Book.of(state, scene.settings, now).release(name, draft)
     if not draft.puts:
         return None
     if not folded.writes and not swapped and len(draft.puts) == 1 and (before is None or _by_trust(before, after)):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controlplane.domain import health
-from controlplane.domain.budget import Book, devices_of
+from controlplane.domain.budget import Book
+from controlplane.domain.budget_upkeep import devices_of
 from controlplane.domain.evidence import is_level
 from controlplane.domain.health import MACHINE
 from controlplane.domain.words import duration, listed
@@ -60,7 +61,7 @@ def cordon(
     others = tuple(r for r in old.record.reasons if r.owner != owner) if old else ()
     record = CordonRecord(target, (*others, CordonReason(owner, reason, now.ledger_ms, expires)))
     draft.put(keys.cordon(target), record, old)
-    book = Book.of(state, settings)
+    book = Book.of(state, settings, now)
     for device in devices:
         book.hold(device, HoldKind.CORDON, owner, draft)
     inventory = [(keys.device(DeviceId(target)), state.devices[DeviceId(target)])] if "/" in target else []
@@ -76,7 +77,7 @@ def uncordon(
     ``target`` is one; of a node, those that a human had drained. None: there is nothing to do. Raises
     ``UnknownTarget``."""
     devices, keys, draft = _checked(state, target), RegionKeys(state.region), Draft()
-    old, book, done = state.cordons.get(target), Book.of(state, settings), []
+    old, book, done = state.cordons.get(target), Book.of(state, settings, now), []
     if old is not None and any(r.owner == owner for r in old.record.reasons):
         _drop(state, book, old, frozenset({owner}), draft)
         left = [r.owner for r in old.record.reasons if r.owner != owner]
@@ -134,7 +135,7 @@ def decide_expiry(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
             due.append((old, owners))
     if not due:
         return ()
-    book, draft, told = Book.of(state, settings), Draft(), list[str]()
+    book, draft, told = Book.of(state, settings, now), Draft(), list[str]()
     for old, owners in due:
         if len(draft.puts) < MAX_FINDINGS:
             _drop(state, book, old, owners, draft)

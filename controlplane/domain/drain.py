@@ -89,7 +89,7 @@ def decide_drains(state: RegionState, world: GlobalState, settings: Settings, no
     wishes = sorted(_wishes(state, now, keys, newest, findings), key=lambda wish: wish.order)
     if not wishes:
         return tuple(decisions)
-    batch, book = _Batch(), Book.of(state, settings)
+    batch, book = _Batch(), Book.of(state, settings, now)
     for wish in wishes:
         refusal = book.refusal(wish.device)
         if refusal is None and len(batch.drains) < BATCH:
@@ -185,6 +185,7 @@ def _admit(
     for finding in wish.findings[:2]:
         key = keys.finding(finding.record.id)
         batch.guards[key] = Guard(key, finding.revision)
+    batch.guards.update((guard.key, guard) for guard in book.guards(wish.device))
     batch.drains.append(drain)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from controlplane.domain import health
-from controlplane.domain.budget import HOLDING, Book
+from controlplane.domain.budget import Book
+from controlplane.domain.budget_upkeep import HOLDING
 from controlplane.domain.evacuation import jobs_on
 from controlplane.domain.evidence import Finding, calls_out, weighs_on_device
 from controlplane.domain.health import MACHINE
@@ -129,7 +130,7 @@ def cancellation(
         )
         draft.put(keys.drain(record.id), ended, drain)
     if record.state in HOLDING or record.state is DrainState.CANCELLED:
-        Book.of(state, settings).release(record.device, draft, record.id)
+        Book.of(state, settings, now).release(record.device, draft, record.id)
     held = state.health.get(record.device)
     if held is not None and held.record.drain == record.id:
         back = replace(held.record, drain=DrainId(""))

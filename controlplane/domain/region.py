@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from controlplane.domain.assess import decide_health
-from controlplane.domain.budget import decide_budgets
+from controlplane.domain.budget_upkeep import decide_budgets
 from controlplane.domain.cordon import decide_expiry
 from controlplane.domain.detect import decide_detection
 from controlplane.domain.drain import decide_drains

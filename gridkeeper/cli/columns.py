@@ -57,7 +57,9 @@ def _metric(name: str, unit: str) -> Callable[[Object, int], str]:
 
 
 def _budgets(item: Object, now: int) -> str:
-    held = (f"{b.name} {len({h.device for h in b.holds})}/{b.limit}" for b in item.region_view.budgets)
+    held = (
+        f"{b.name} {len({h.device for h in b.holds}) + len(b.begun_ms)}/{b.limit}" for b in item.region_view.budgets
+    )
     return ", ".join(held) or "-"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -127,11 +128,12 @@ def _budgets(state: State, region: str, devices: list[str]) -> list[Spans]:
 
 def _counts(state: State, device: str, budget: str) -> bool:
     item = state.get(DEVICE, device)
-    if budget == "region" or item is None:
+    if item is None:
         return True
-    kind, _, name = budget.partition("-")
+    kind, _, name = re.split(r"[@\[]", budget, maxsplit=1)[0].partition("-")
     record = item.device.record
-    return {"rack": record.rack, "vendor": record.vendor}.get(kind, name) == name
+    mine = {"rack": record.rack, "zone": record.zone, "vendor": record.vendor, "job": item.device.job}.get(kind)
+    return mine is None or re.sub(r"[^a-z0-9._-]+", "-", mine.lower()) == name
 
 
 def _room(state: State, wanted: int) -> list[Spans]:
