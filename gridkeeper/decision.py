@@ -73,10 +73,12 @@ class Decision:
 @dataclass(frozen=True, slots=True)
 class Now:
     """The clock as a decision sees it. ``mono_ms``: this process's boot-time clock (compare with ``seen_ms``).
-    ``ledger_ms``: ms since the Unix epoch at election, advanced monotonically (write into records)."""
+    ``ledger_ms``: ms since the Unix epoch at election, advanced monotonically (write into records).
+    ``steady_ms``: since when, by the first, this process has kept its own time: it saw late whatever it saw before."""
 
     mono_ms: int
     ledger_ms: int
+    steady_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -15,10 +16,12 @@ from controlplane.shell.jobfeed import JobFeed
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.runs import BadWorkload
 from controlplane.shell.session import AgentStream, Cursor, TooMuch
+from controlplane.shell.silence import Beat, Links, SilenceWatch, heartbeat
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision, SpoolId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.model import LivenessPolicy
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.link import ControlSession, LinkClosed
 from gridkeeper.ports.store import Compare, KeyValue, OutcomeUnknown, PutOp, Store, StoreError
@@ -71,6 +74,8 @@ class Ingest:
         clock: Clock,
         rng: Rng,
         timings: Timings,
+        policy: Callable[[], LivenessPolicy],
+        beat: Beat,
     ) -> None:
         self._region = region
         self._replica = replica
@@ -85,7 +90,10 @@ class Ingest:
         self._keys = RegionKeys(region)
         self._events = EventLog(store, self._keys, clock)
         self._closing: set[asyncio.Task[None]] = set()
+        self._beat = beat
+        self._links = Links(timings)
         self.streams: dict[NodeId, AgentStream] = {}
+        self.silence = SilenceWatch(self.streams, self._mark, beat, policy, clock, timings)
         self.frames = 0
 
     @property
@@ -116,6 +124,7 @@ class Ingest:
         try:
             await self._carry(stream)
         finally:
+            stream.ended = True
             if self.streams.get(stream.node) is stream:
                 del self.streams[stream.node]
                 self._table.forget(stream.node)
@@ -140,6 +149,7 @@ class Ingest:
             cursor=Cursor(registration.cursor.spool, registration.cursor.sequence, revision),
             heard_ms=self._clock.mono_ms(),
             session_revision=revision,
+            arrivals=self._links.opened(node),
         )
         previous = self.streams.get(node)
         if previous:
@@ -196,7 +206,6 @@ class Ingest:
                 group.create_task(self._jobs.command(stream))
                 group.create_task(self._jobs.record(stream))
                 group.create_task(self._jobs.commit_checkpoints(stream, self._clock.wall_ms))
-                group.create_task(self._watch_silence(stream))
                 group.create_task(self._receive(stream))
                 group.create_task(self._superseded(stream))
         except* (BadEvent, BadTelemetry, BadWorkload, TooMuch) as bad:
@@ -225,7 +234,7 @@ class Ingest:
                 if frame.events.events:
                     stream.offer_events(frame.events)
             case "heartbeat":
-                pass
+                heartbeat(stream, stream.heard_ms, self._beat.steady_ms(), self._timings.unreachable_ms)
             case "renewal":
                 await self._jobs.renew(stream, frame.renewal)
             case "workloads":
@@ -252,15 +261,6 @@ class Ingest:
         stream.report_ms = self._clock.wall_ms()
         stream.reported.set()
 
-    async def _watch_silence(self, stream: AgentStream) -> None:
-        """The session record says ``open=False`` while the stream is open but nothing is heard on it."""
-        while True:
-            # A third of the limit: the leader waits the whole limit from the mark on.
-            limit = max(3 * self._timings.heartbeat_ms, self._timings.unreachable_ms // 3)
-            silent = self._clock.mono_ms() - stream.heard_ms
-            await self._mark(stream, is_open=silent < limit)
-            await self._clock.sleep(max(20, min(limit, limit - silent if silent < limit else limit // 10)))
-
     async def stop(self) -> None:
         """Leave the rest to the end of the replica's own key, which says the same."""
         closing = tuple(self._closing)
@@ -276,9 +276,13 @@ class Ingest:
                 await self._clock.sleep(RETRY_MS)
 
     async def _mark(self, stream: AgentStream, is_open: bool) -> None:
-        """Write the session record if it says otherwise and is still ours."""
-        if stream.marked_open == is_open:
-            return
+        """Write the session record if it says otherwise and is still ours. Of a stream that has ended nobody says that
+        it is open, however late that was decided."""
+        async with stream.marking:
+            if stream.marked_open != is_open and not (is_open and stream.ended):
+                await self._write_mark(stream, is_open)
+
+    async def _write_mark(self, stream: AgentStream, is_open: bool) -> None:
         key = self._keys.session(stream.node)
         silent_ms = 0 if is_open else max(0, self._clock.mono_ms() - stream.heard_ms)
         wall_ms = self._clock.wall_ms()

@@ -15,6 +15,7 @@ class LedgerTime:
         self._mono = clock.mono_ms()
         self._base = max(clock.wall_ms(), not_before_ms)
 
-    def now(self) -> Now:
+    def now(self, steady_ms: int = 0) -> Now:
+        """``steady_ms``: since when this process has kept its own time."""
         mono = self._clock.mono_ms()
-        return Now(mono_ms=mono, ledger_ms=self._base + mono - self._mono)
+        return Now(mono_ms=mono, ledger_ms=self._base + mono - self._mono, steady_ms=steady_ms)

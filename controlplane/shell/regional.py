@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from controlplane.domain.region import STAGES, disjoint
 from controlplane.shell.apply import Applier, Fence
@@ -44,6 +45,7 @@ class RegionalLeader:
         notices: Notices,
         settings: Settings,
         clock: Clock,
+        steady_ms: Callable[[], int],
     ) -> None:
         self._region = region
         self._replica = replica
@@ -57,6 +59,7 @@ class RegionalLeader:
         self._notices = notices
         self._settings = settings
         self._clock = clock
+        self._steady_ms = steady_ms
         booked = [v.record.since_ms for v in local.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
 
@@ -76,7 +79,7 @@ class RegionalLeader:
             if not self._local.fresh:
                 return wrote
             state, world = region_state(self._region, self._local), global_state(self._world)
-            decisions = disjoint(stage(state, world, self._settings, self._time.now()))
+            decisions = disjoint(stage(state, world, self._settings, self._time.now(self._steady_ms())))
             wrote |= await apply_all(decisions, self._local_applier, self._actor, self._fence)
         await self._notices.look(region_state(self._region, self._local))
         return wrote

@@ -11,6 +11,7 @@ from typing import Any
 import gridkeeper
 from controlplane.domain.fleet import FleetTable
 from controlplane.domain.rules import RuleEngine
+from controlplane.domain.suspicion import LocalHealth
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.frontdoor import FrontDoor
 from controlplane.shell.ingest import Ingest
@@ -21,6 +22,7 @@ from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.sessioncare import SessionCare
+from controlplane.shell.silence import Beat
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
 from failover.checkpoint.replicate import Replicator
@@ -29,6 +31,7 @@ from gridkeeper.decision import ABSENT
 from gridkeeper.failpoint import Failpoints
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys, region_root
+from gridkeeper.policy.model import LivenessPolicy
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.notify import Notifier
@@ -87,9 +90,11 @@ class Replica:
             clock,
             timings,
         )
+        self._beat = Beat(LocalHealth(clock.mono_ms()), self._liveness, clock)
         self.ingest = Ingest(
-            region, replica, ports.region_store, self.local, self._local_applier, self.table, jobs, clock, rng, timings
-        )
+            region, replica, ports.region_store, self.local, self._local_applier, self.table, jobs, clock, rng, timings,
+            self._liveness, self._beat,
+        )  # fmt: skip
         self._care = SessionCare(
             region, replica, ports.region_store, self.local, self.ingest.streams, clock, timings
         )  # fmt: skip
@@ -115,6 +120,10 @@ class Replica:
         self.leads_world = False
         self._handed_over_ms: int | None = None
 
+    def _liveness(self) -> LivenessPolicy:
+        """In force now: the policy may change at any time."""
+        return self.settings.policy.liveness
+
     async def run(self) -> None:
         """Until cancelled."""
         try:
@@ -127,11 +136,13 @@ class Replica:
             group.create_task(self.local.run())
             group.create_task(self.world.run())
             group.create_task(self.view.run())
+            group.create_task(self._beat.run())
             await self.local.wait_loaded()
             await self._found(self._ports.region_store, self._keys.meta, f"region/{self.region}")
             group.create_task(self._present())
             group.create_task(self._keep("the rules over telemetry", self._rules.run))
             group.create_task(self._keep("the care for sessions", self._care.run))
+            group.create_task(self._keep("the watch over silence", self.ingest.silence.run))
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, both=True))
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")
@@ -229,7 +240,7 @@ class Replica:
         try:
             leader = RegionalLeader(
                 self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
-                self._replicator, self._notices, self.settings, self._ports.clock,
+                self._replicator, self._notices, self.settings, self._ports.clock, self._beat.steady_ms,
             )  # fmt: skip
             await leader.run()
         finally:

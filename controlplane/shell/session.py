@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from controlplane.domain.suspicion import Arrivals
 from gridkeeper.ids import DeviceId, NodeId, Revision, SpoolId
 from gridkeeper.ports.link import ControlSession
 from gridkeeper.v1.agent_pb2 import CheckpointReady, EventBatch, LogChunk, WorkloadReport
@@ -39,7 +40,11 @@ class AgentStream:
     cursor: Cursor
     heard_ms: int
     session_revision: Revision
+    arrivals: Arrivals
+    beat_ms: int = 0  # when the newest heartbeat came
     marked_open: bool = True
+    ended: bool = False
+    marking: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while the session record is written
     events: asyncio.Queue[EventBatch] = field(default_factory=asyncio.Queue)
     waiting_bytes: int = 0
     checkpoints: asyncio.Queue[CheckpointReady] = field(default_factory=lambda: asyncio.Queue(MAX_CHECKPOINTS))
