@@ -17,7 +17,7 @@ from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 def _detect(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     detected = decide_detection(state, settings, now)
-    return (*decide_liveness(state, settings, now), *((detected,) if detected else ()))
+    return (*decide_liveness(state, world, settings, now), *((detected,) if detected else ()))
 
 
 def _judge(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:

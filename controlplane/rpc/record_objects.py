@@ -28,7 +28,7 @@ def incident_labels(record: IncidentRecord) -> dict[str, str]:
         "state": word(record.state),
         "severity": word(record.severity),
         "class": record.fault_class,
-        "node": record.subject.partition("/")[0],
+        "node": "" if ":" in record.subject else record.subject.partition("/")[0],  # a silent rack is of no one node
         "device": record.subject if on_device else "",
         "drain": record.drain,
     }

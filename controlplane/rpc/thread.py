@@ -147,7 +147,7 @@ def _evidence(thread: Thread, region: RegionState) -> None:
         thread.findings.update(finding for finding in incident.findings if finding in region.findings)
         if "/" in incident.subject:
             thread.devices.add(DeviceId(incident.subject))
-        else:
+        elif ":" not in incident.subject:
             thread.nodes.add(NodeId(incident.subject))
     cited: set[str] = set()
     for name in thread.drains:

@@ -63,6 +63,8 @@ def check_hello(hello: Hello, node: str, region: str) -> tuple[DeviceId, ...]:
     try:
         checked_name("hello.rack", hello.rack)
         checked_name("hello.spool", hello.spool)
+        if hello.zone:
+            checked_name("hello.zone", hello.zone)
         ids = tuple(device_id(NodeId(hello.node), d.slot) for d in hello.devices)
     except BadName as error:
         raise BadHello(str(error)) from error
@@ -76,6 +78,7 @@ def check_hello(hello: Hello, node: str, region: str) -> tuple[DeviceId, ...]:
         _text("hello.labels.value", label.value)
     _text("hello.boot_id", hello.boot_id)
     _text("hello.agent_version", hello.agent_version)
+    _text("hello.probe_address", hello.probe_address)
     return ids
 
 
@@ -102,6 +105,8 @@ def register(
         backends=tuple(hello.backends),
         devices=tuple(sorted({*ids, *(known.devices)})),
         registered_wall_ms=wall_ms,
+        zone=hello.zone,
+        probe_address=hello.probe_address,
     )
     draft.put(keys.node(node), record, known.node)
     for device, info in zip(ids, hello.devices, strict=True):
@@ -120,6 +125,7 @@ def register(
             rack=hello.rack,
             region=region,
             present=True,
+            zone=hello.zone,
         )
         old = known.devices.get(device)
         if old is None or old.record != entry:

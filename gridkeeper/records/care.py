@@ -95,7 +95,8 @@ class ProbeRecord:
 
 @dataclass(frozen=True, slots=True)
 class WitnessRecord:
-    """witnesses/<node>/<peer>: what one peer saw in the newest round. ``rtt_us`` -1: not reached."""
+    """witnesses/<node>/<peer>: what one peer saw in the newest round. ``rtt_us`` -1: not reached. ``refused``: the host
+    answered, but not as that node's agent. ``boot_id``: as the reached agent says."""
 
     node: NodeId
     peer: NodeId
@@ -104,3 +105,5 @@ class WitnessRecord:
     rtt_us: int
     detail: str
     at_ms: int
+    refused: bool = False
+    boot_id: str = ""

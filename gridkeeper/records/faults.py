@@ -87,7 +87,7 @@ class IncidentRecord:
 
     id: IncidentId
     region: RegionId
-    subject: str  # device id or node id
+    subject: str  # device id or node id; "rack:<name>", "zone:<name>" or "region:<name>" of a silence
     fault_class: str
     state: IncidentState
     severity: Severity

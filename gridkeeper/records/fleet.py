@@ -10,7 +10,8 @@ from gridkeeper.records.common import Label
 
 
 class NodeState(enum.StrEnum):
-    """Life of a node. ``unreachable`` is silence, and is never treated as ``failed``."""
+    """Life of a node. ``unreachable`` is silence; ``failed`` is silence with positive evidence that what ran there is
+    gone (a kernel panic, another boot id)."""
 
     ALIVE = "alive"
     UNREACHABLE = "unreachable"
@@ -121,7 +122,8 @@ class LivenessRecord:
     reason: str
     heard_ms: int = 0  # ledger time at which a silent node was last heard, best known; 0: it is heard, or not known
     witnesses: tuple[str, ...] = ()  # one sentence each: who says what, how old
-    pattern: str = ""  # "" a single node, else what is silent together: "rack r1", "region", "everything"
+    pattern: str = ""  # "" a single node, else what is silent together: "rack r1", "zone z1", "region", "everything"
+    boot_id: str = ""  # of the host when it was judged
 
 
 @dataclass(frozen=True, slots=True)

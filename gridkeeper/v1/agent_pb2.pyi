@@ -840,12 +840,18 @@ class ProbeReport(_message.Message):
     REACHED_FIELD_NUMBER: _builtins.int
     RTT_US_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     round: _builtins.int
     reached: _builtins.bool
     rtt_us: _builtins.int
     """-1: not reached"""
     detail: _builtins.str
+    refused: _builtins.bool
+    """the host answered, but not as that node's agent"""
+    boot_id: _builtins.str
+    """of the host, as the reached agent says"""
     def __init__(
         self,
         *,
@@ -854,14 +860,40 @@ class ProbeReport(_message.Message):
         reached: _builtins.bool = ...,
         rtt_us: _builtins.int = ...,
         detail: _builtins.str = ...,
+        refused: _builtins.bool = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "node", b"node", "reached", b"reached", "round", b"round", "rtt_us", b"rtt_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "detail", b"detail", "node", b"node", "reached", b"reached", "refused", b"refused", "round", b"round", "rtt_us", b"rtt_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProbeReport: _TypeAlias = ProbeReport  # noqa: Y015
+
+@_typing.final
+class ProbeAnswer(_message.Message):
+    """What an agent says of itself to a peer that has shown a node's certificate; one message, then it hangs up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    boot_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeAnswer: _TypeAlias = ProbeAnswer  # noqa: Y015
 
 @_typing.final
 class HostCommand(_message.Message):

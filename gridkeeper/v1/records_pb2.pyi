@@ -779,12 +779,14 @@ class LivenessRecord(_message.Message):
     HEARD_MS_FIELD_NUMBER: _builtins.int
     WITNESSES_FIELD_NUMBER: _builtins.int
     PATTERN_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     state: Global___NodeState.ValueType
     since_ms: _builtins.int
     reason: _builtins.str
     heard_ms: _builtins.int
     pattern: _builtins.str
+    boot_id: _builtins.str
     @_builtins.property
     def witnesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -797,10 +799,11 @@ class LivenessRecord(_message.Message):
         heard_ms: _builtins.int = ...,
         witnesses: _abc.Iterable[_builtins.str] | None = ...,
         pattern: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard_ms", b"heard_ms", "node", b"node", "pattern", b"pattern", "reason", b"reason", "since_ms", b"since_ms", "state", b"state", "witnesses", b"witnesses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "heard_ms", b"heard_ms", "node", b"node", "pattern", b"pattern", "reason", b"reason", "since_ms", b"since_ms", "state", b"state", "witnesses", b"witnesses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1797,6 +1800,8 @@ class WitnessRecord(_message.Message):
     RTT_US_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     peer: _builtins.str
     round: _builtins.int
@@ -1804,6 +1809,8 @@ class WitnessRecord(_message.Message):
     rtt_us: _builtins.int
     detail: _builtins.str
     at_ms: _builtins.int
+    refused: _builtins.bool
+    boot_id: _builtins.str
     def __init__(
         self,
         *,
@@ -1814,10 +1821,12 @@ class WitnessRecord(_message.Message):
         rtt_us: _builtins.int = ...,
         detail: _builtins.str = ...,
         at_ms: _builtins.int = ...,
+        refused: _builtins.bool = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "detail", b"detail", "node", b"node", "peer", b"peer", "reached", b"reached", "round", b"round", "rtt_us", b"rtt_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "boot_id", b"boot_id", "detail", b"detail", "node", b"node", "peer", b"peer", "reached", b"reached", "refused", b"refused", "round", b"round", "rtt_us", b"rtt_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,7 +35,7 @@ _FIELDS = {"drain-requests": "drain_requests"}
 
 
 class RegionStore:
-    """``mono`` and ``ledger`` stand still unless ``wait`` moves them."""
+    """``mono`` and ``ledger`` stand still unless ``wait`` moves them. ``steady``: since when the leader keeps time."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -45,6 +45,7 @@ class RegionStore:
         self.revision = 100
         self.mono = 1_000_000
         self.ledger = NOON
+        self.steady = 0
         self.applied: list[Decision] = []
         self.entries: list[EntryRecord] = []
         self._sequence: dict[NodeId, int] = {}
@@ -111,7 +112,7 @@ class RegionStore:
 
     @property
     def now(self) -> Now:
-        return Now(self.mono, self.ledger)
+        return Now(self.mono, self.ledger, self.steady)
 
     def wait(self, ms: int) -> None:
         self.mono += ms

@@ -8,6 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gridkeeper.hearing import in_doubt
+from gridkeeper.records.faults import IncidentState
 from gridkeeper.records.fleet import HealthState, LivenessRecord, NodeState
 from tests.unit.applier import RegionStore, quick
 
@@ -214,7 +215,8 @@ def test_no_pattern_of_silence_drains_or_fails_anything(history: list[tuple[int,
             case _:
                 store.run(seconds * 1_000, step=1_000)
     store.settle()
-    assert not store.records("drains") and not store.records("incidents")
+    assert not store.records("drains")
+    assert {(i.fault_class, i.drain) for i in store.records("incidents")} <= {("contact", "")}
     assert {h.state for h in store.records("health")} <= {HealthState.HEALTHY, HealthState.UNKNOWN}
     assert NodeState.FAILED not in nodes(store).values()
     store.replica("a")
@@ -223,3 +225,4 @@ def test_no_pattern_of_silence_drains_or_fails_anything(history: list[tuple[int,
     store.settle()
     assert {h.state for h in store.records("health")} == {HealthState.HEALTHY}
     assert set(nodes(store).values()) == {NodeState.ALIVE}
+    assert {i.state for i in store.records("incidents")} <= {IncidentState.RESOLVED}
