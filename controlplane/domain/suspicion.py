@@ -20,7 +20,7 @@ FLOOR_BEATS = 3
 """No silence of less than so many heartbeats is suspicious, however steady the link was."""
 LEAST_SCATTER = 1 / 8
 """Of a heartbeat: no link is believed to be steadier. With phi = 8 this alone allows a gap of 3.3 heartbeats."""
-FIRST_SCATTER = 1 / 2
+FIRST_SCATTER = 1 / 4
 """Of a heartbeat: what is assumed of a link that nothing is known of."""
 WORSE, BETTER = 1 / 16, 1 / 64
 """Weights of one more gap that scatters more, or less, than the link was believed to."""
