@@ -21,8 +21,8 @@ from nodeagent.checkpointing import CheckpointDirs
 from nodeagent.dedupe import Admitted, Dedupe, resolve
 from nodeagent.devices import Devices
 from nodeagent.disklog import LogSource
+from nodeagent.kernel.parse import Parser
 from nodeagent.kernel_log import Entry, Gap, KernelLog
-from nodeagent.kernel_parse import Parser
 from nodeagent.runner import Runner
 from nodeagent.sampler import DeviceWatch
 from nodeagent.spool import Spool, open_spool

@@ -9,7 +9,7 @@ steady fault keeps its counts, and a later one is a new event.
 
 Some codes mean nothing without their text (154: the recovery action; 74 and 144–150: which link, which error). NVML
 gives the number alone. For those, the first sighting with a new text is admitted at once too, ``MAX_DETAILS`` of them
-per window.
+per window; so is the first with a new subject (another disk, interface, GPU instance).
 
 Memory is bounded by ``max_keys``: beyond that many different faults at once, further ones are counted in one
 ``OVERFLOW`` event, which says that the picture is incomplete.
@@ -21,9 +21,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from gridkeeper.catalogue.codes import HostCode
 from gridkeeper.ports.devices import Device, Sighting
 from gridkeeper.records.fleet import EventKind
-from nodeagent.kernel_parse import SOURCE, SOURCE_TEXT
+from nodeagent.kernel.parse import SOURCE, SOURCE_TEXT
 from nodeagent.pci import normal_bus_id, slot_for
 
 WINDOW_MS = 3_000
@@ -37,6 +38,9 @@ OVERFLOW_TOO_MANY = 2
 """Code of the ``OVERFLOW`` event "more different faults at once than can be told apart"."""
 
 _WITH_TEXT = frozenset({SOURCE, SOURCE_TEXT})
+_SAID_BETTER = {(EventKind.HOST, int(HostCode.OOM_KILL)): (EventKind.HOST, int(HostCode.OOM_KILL_CGROUP))}
+"""What a counter counts -> what a line of the kernel log says of the same thing more exactly (vmstat's oom_kill counts
+kills within a cgroup, too)."""
 _WHO = re.compile(r"\bpid=\S{0,32}|\bname=[^,]{0,64}|^.{0,64}?\[\s*[0-9.]+\]")
 
 Key = tuple[str, EventKind, int]
@@ -102,6 +106,11 @@ class Dedupe:
         """What to spool now, or None if it was counted."""
         key = _key(sighting)
         fault = self._faults.get(key)
+        if fault is None and sighting.source not in _WITH_TEXT and (better := _SAID_BETTER.get(key[1:])):
+            exact = self._faults.get((key[0], *better))
+            if exact is not None and self._same(exact, sighting, now_ms):
+                sighting = replace(sighting, code=better[1])
+                key, fault = _key(sighting), exact
         if fault is not None and not self._same(fault, sighting, now_ms):
             fault = None  # the old one was told in full: this is a new fault
         if fault is None and key not in self._faults and len(self._faults) >= self._max_keys:
@@ -200,6 +209,8 @@ def _better(old: Sighting, new: Sighting) -> Sighting:
 
 
 def _detail(sighting: Sighting) -> str:
+    if sighting.subject:
+        return sighting.subject
     if sighting.kind is not EventKind.XID or sighting.code not in DETAILED_CODES or sighting.source not in _WITH_TEXT:
         return ""
     return _WHO.sub("", sighting.message)

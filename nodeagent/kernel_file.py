@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nodeagent.kernel.line import MAX_LINE, read_line
 from nodeagent.kernel_log import Entry, Gap, KernelLogError, whole
-from nodeagent.kernel_parse import MAX_LINE, read_line
 
 _CHUNK = 1024 * 1024
 _MARK_BYTES = 256

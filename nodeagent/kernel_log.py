@@ -18,7 +18,7 @@ from typing import Protocol
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.devices import Sighting
 from gridkeeper.records.fleet import EventKind
-from nodeagent.kernel_parse import LogLine, read_line
+from nodeagent.kernel.line import LogLine, read_line
 
 log = logging.getLogger("gridkeeper.agent.kernellog")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gridkeeper.ports.clock import Clock
+from nodeagent.kernel.line import read_line
 from nodeagent.kernel_log import Entry, Gap, KernelLog, Memory
-from nodeagent.kernel_parse import read_line
 
 RING_LINES = 4_096
 

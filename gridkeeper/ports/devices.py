@@ -32,7 +32,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One thing seen, before deduplication. ``seen_ms``: boot-time clock. ``source``: "nvml", "kmsg", …"""
+    """One thing seen, before deduplication. ``seen_ms``: boot-time clock. ``source``: "nvml", "kmsg", … ``subject``:
+    what within the slot or the node (disk, interface, DIMM, GPU instance); two subjects are told apart at once."""
 
     slot: str  # "" = the node
     kind: EventKind
@@ -42,6 +43,7 @@ class Sighting:
     seen_ms: int
     pid: int = 0
     pci_bus_id: str = ""
+    subject: str = ""
 
 
 class DeviceBackend(Protocol):

@@ -28,7 +28,7 @@ from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.devices import BackendError, Device, Sighting
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN, METRICS
-from nodeagent.kernel_parse import clip
+from nodeagent.kernel.line import clip
 from nodeagent.pci import normal_bus_id
 
 _MAX_LINE = 64 * 1024

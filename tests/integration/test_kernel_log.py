@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from chaos.nvml.kernel_log import KernelLogFile
 from gridkeeper.clock import SystemClock
 from gridkeeper.records.fleet import EventKind
+from nodeagent.kernel.line import MAX_LINE, LogLine
 from nodeagent.kernel_file import FileSource
 from nodeagent.kernel_log import (
     Entry,
@@ -26,7 +27,6 @@ from nodeagent.kernel_log import (
     gap_sighting,
     open_kernel_log,
 )
-from nodeagent.kernel_parse import MAX_LINE, LogLine
 
 
 class Log:

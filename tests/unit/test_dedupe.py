@@ -8,6 +8,7 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gridkeeper.catalogue.codes import HostCode
 from gridkeeper.ports.devices import Device, Sighting
 from gridkeeper.records.fleet import EventKind
 from nodeagent.dedupe import MAX_DETAILS, WINDOW_MS, Admitted, Dedupe, resolve
@@ -193,3 +194,52 @@ def test_counts_add_up_to_the_source_that_saw_most(steps: list[tuple[int, str, i
         note(admitted, max(now, next_flush) + 10 * WINDOW_MS)
     for key, counts in seen.items():
         assert max(counts.values()) <= told[key] <= sum(counts.values())
+
+
+def test_another_disk_does_not_wait_behind_the_first() -> None:
+    """Protects: events of one code about several disks or interfaces name each of them."""
+    dedupe = Dedupe()
+
+    def down(name: str, at: int) -> Admitted | None:
+        return dedupe.see(Sighting("", EventKind.HOST, 60, f"{name}: Link down", "kmsg", at, subject=name), at)
+
+    told = [down("eth0", 0), down("eth1", 1), down("eth0", 2), down("eth1", 3)]
+    assert [t.message if t else None for t in told] == ["eth0: Link down", "eth1: Link down", None, None]
+
+
+def test_a_kill_counted_by_vmstat_is_the_one_that_the_kernel_log_tells_exactly() -> None:
+    dedupe = Dedupe()
+    cgroup, whole = int(HostCode.OOM_KILL_CGROUP), int(HostCode.OOM_KILL)
+    assert dedupe.see(Sighting("", EventKind.HOST, cgroup, "Memory cgroup out of memory", "kmsg", 0), 0)
+    assert dedupe.see(Sighting("", EventKind.HOST, whole, "vmstat: 1 kill", "host", 900), 900) is None
+    assert dedupe.flush(WINDOW_MS) == ()
+    assert len(dedupe) == 1
+    alone = Dedupe().see(Sighting("", EventKind.HOST, whole, "vmstat: 1 kill", "host", 0), 0)
+    assert alone is not None
+    assert alone.code == whole, "without a kernel log the counter is all there is"
+
+
+def test_eight_hundred_thousand_lines_of_which_29_are_distinct() -> None:
+    """Protects: one bad node's flood (NVSentinel #1120) stays 29 faults in bounded memory, and no line is lost to the
+    counts. Scaled down by 10 in number, not in rate."""
+    dedupe = Dedupe()
+    total = 80_000
+    told: dict[str, int] = {}
+    events = 0
+    for number in range(total):
+        at = number // 20
+        text = f"Uncontained: FBHUB {number % 29}"
+        sighting = Sighting(f"gpu{number % 29}", EventKind.XID, 95, text, "kmsg", at)
+        for admitted in (*([first] if (first := dedupe.see(sighting, at)) else []), *_flushed(dedupe, at, number)):
+            told[admitted.slot] = told.get(admitted.slot, 0) + admitted.count
+            events += 1
+    for admitted in dedupe.flush(total):
+        told[admitted.slot] = told.get(admitted.slot, 0) + admitted.count
+    assert len(dedupe) <= 29
+    assert len(told) == 29
+    assert sum(told.values()) == total
+    assert events <= 29 * (2 + total // 20 // WINDOW_MS)
+
+
+def _flushed(dedupe: Dedupe, at: int, number: int) -> tuple[Admitted, ...]:
+    return dedupe.flush(at) if number % 1_000 == 0 else ()

@@ -7,12 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos.nvml.kernel_log import MESSAGES, xid_text
-from gridkeeper.ports.devices import Device
+from gridkeeper.ports.devices import Device, Sighting
 from gridkeeper.records.fleet import EventKind
-from nodeagent.kernel_parse import MAX_LINE, LogLine, Parser, parse, read_line, seen_ms
+from nodeagent.kernel.line import MAX_LINE, LogLine, read_line, seen_ms
+from nodeagent.kernel.parse import Parser
 from nodeagent.pci import normal_bus_id, slot_for
 
 BUS = "00000000:91:00.0"
+
+
+def parse(line: LogLine, now_ms: int) -> Sighting | None:
+    return Parser().see(line, now_ms)
 
 
 def test_xid_79_with_unknown_process() -> None:
@@ -121,7 +126,7 @@ def test_no_line_raises_or_grows(raw: str | bytes, now_ms: int) -> None:
     assert len(line.text.encode()) <= MAX_LINE
     for sighting in (parse(line, now_ms), Parser().see(line, now_ms)):
         if sighting is not None:
-            assert 0 < sighting.code < 1 << 31
+            assert 0 < sighting.code < 1 << 32
             assert 0 <= sighting.pid < 1 << 31
             assert 0 <= sighting.seen_ms <= now_ms
             assert len(sighting.message.encode()) <= MAX_LINE
