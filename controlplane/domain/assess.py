@@ -13,9 +13,6 @@ from controlplane.domain import health, incidents
 from controlplane.domain.budget import Book
 from controlplane.domain.evidence import (
     BLINDING,
-    HANG,
-    MISSING,
-    OVERFLOW,
     Finding,
     by_subject,
     calls_out,
@@ -23,6 +20,7 @@ from controlplane.domain.evidence import (
     unreadable,
 )
 from controlplane.domain.words import device_reference, listed
+from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.keys import RegionKeys

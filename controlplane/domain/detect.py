@@ -10,60 +10,41 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from controlplane.domain.evidence import (
-    HANG,
-    LOST,
-    MISSING,
-    OVERFLOW,
-    SEVERITY_RANK,
-    is_level,
-    merged,
-)
+from controlplane.domain.causes import adopted, as_consequence, cause_of, clears
+from controlplane.domain.evidence import is_level, merged
 from controlplane.domain.words import clock_time, listed, made_id
-from gridkeeper.catalogue import nvidia
+from gridkeeper.catalogue import Verdict, judge
 from gridkeeper.decision import Decision, Draft, Now, Versioned
 from gridkeeper.ids import DeviceId, FindingId, RegionId
 from gridkeeper.keys import RegionKeys
-from gridkeeper.records.common import Action, Scope, Severity
+from gridkeeper.policy.model import Policy
+from gridkeeper.records.common import Action
 from gridkeeper.records.faults import DetectorRecord, FindingRecord, IncidentRecord, IncidentState
-from gridkeeper.records.fleet import DeviceRecord, EventKind, EventRecord
+from gridkeeper.records.fleet import DeviceRecord, EventRecord
 from gridkeeper.snapshot import RegionState, Settings
-
-FOLLOW_MS = 60_000
-"""An XID 45 (or the text of a 154) belongs to another XID of the device up to this far from it."""
 
 BATCH = 20
 """Events per decision; all events of one store transaction (at most 64) stay together."""
 
 MAX_CLEARED, MAX_WRITES = 24, 90
-CLEAN_UP, RECOVERY, SMOOTHING_ON, SMOOTHING_OFF = 45, 154, 162, 163
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one event means."""
-
-    code: str
-    fault_class: str
-    scope: Scope
-    severity: Severity
-    action: Action
-    meaning: str
 
 
 def classify(
-    event: EventRecord, device: DeviceRecord | None, recent: Iterable[EventRecord], region: RegionId
+    event: EventRecord, device: DeviceRecord | None, recent: Iterable[EventRecord], region: RegionId, policy: Policy
 ) -> FindingRecord | None:
     """The finding of one event; None for an event that convicts nobody (a boot, a device that is back).
 
     ``device`` None: the event is about the node, or its device is not in the inventory. ``recent``: other events of
     the same device, any order.
     """
-    verdict = verdict_of(event, tuple(recent))
+    verdict = judge(event, device, policy)
     if verdict is None:
         return None
+    return finding_of(event, device, as_consequence(event, verdict, cause_of(event, recent)), region)
+
+
+def finding_of(event: EventRecord, device: DeviceRecord | None, verdict: Verdict, region: RegionId) -> FindingRecord:
     subject = event.device or event.node
-    scope = verdict.scope if event.device else Scope.NODE
     where = f"{subject} ({device.model})" if device and device.model else subject
     seen_by = f", seen by {' and '.join(event.sources)}" if event.sources else ""
     times = f", {event.count} times" if event.count > 1 else ""
@@ -72,7 +53,7 @@ def classify(
         region=region,
         node=event.node,
         device=event.device,
-        scope=scope,
+        scope=verdict.scope,
         fault_class=verdict.fault_class,
         code=verdict.code,
         severity=verdict.severity,
@@ -80,100 +61,15 @@ def classify(
         sentence=f"{verdict.meaning} on {where} at {clock_time(event.observed_ms)}{seen_by}{times}",
         evidence=(event.id,),
         observed_ms=event.observed_ms,
-        rule=nvidia.RULE if event.kind is EventKind.XID else f"event-{event.kind.value}",
-        rule_version=nvidia.RULE_VERSION,
+        rule=verdict.rule,
+        rule_version=verdict.rule_version,
         active=True,
         trace=event.trace,
+        source=verdict.source,
+        confidence=verdict.confidence,
+        shadow=verdict.shadow,
+        count=event.count,
     )
-
-
-def verdict_of(event: EventRecord, recent: tuple[EventRecord, ...]) -> Verdict | None:
-    """The judgement of the catalogue, and of the chain that the event stands in."""
-    match event.kind:
-        case EventKind.BOOT | EventKind.DEVICE_FOUND:
-            return None
-        case EventKind.XID:
-            return _xid(event, recent)
-        case EventKind.SXID:
-            fatal = "fatal" in event.message.lower() and "non-fatal" not in event.message.lower()
-            severity = Severity.ERROR if fatal else Severity.WARNING
-            meaning = f"SXID {event.code} of an NVSwitch"
-            return Verdict(f"sxid-{event.code}", "fabric", Scope.LINK, severity, Action.WATCH, meaning)
-        case EventKind.DEVICE_MISSING:
-            # Only the driver's own word "lost" convicts; a device that merely is not listed is unknown.
-            if "is lost" in event.message.lower():
-                meaning = "the driver says that the GPU is lost"
-                return Verdict(LOST, "bus", Scope.NODE, Severity.FATAL, Action.REBOOT_NODE, meaning)
-            meaning = "the device is missing from the inventory"
-            return Verdict(MISSING, "bus", Scope.DEVICE, Severity.ERROR, Action.WATCH, meaning)
-        case EventKind.DRIVER_HANG:
-            meaning = "a driver call does not come back"
-            return Verdict(HANG, "driver", Scope.DEVICE, Severity.ERROR, Action.WATCH, meaning)
-        case EventKind.OVERFLOW:
-            meaning = "events were dropped, so what happened meanwhile is unknown"
-            return Verdict(OVERFLOW, "telemetry", Scope.NODE, Severity.WARNING, Action.WATCH, meaning)
-        case EventKind.HOST:
-            meaning = f"host fault {event.code} ({event.message[:120]})"
-            return Verdict(f"host-{event.code}", "host", Scope.NODE, Severity.ERROR, Action.WATCH, meaning)
-        case EventKind.REPLAY:
-            meaning = f"replayed event {event.code} ({event.message[:120]})"
-            return Verdict(f"replay-{event.code}", "replay", Scope.DEVICE, Severity.WARNING, Action.WATCH, meaning)
-        case EventKind.AMD | EventKind.ASCEND | EventKind.CAMBRICON | EventKind.PPU | EventKind.SELF_TEST:
-            code = f"{event.kind.value}-{event.code}"
-            meaning = f"{code} ({event.message[:120]})"
-            return Verdict(code, "device", Scope.DEVICE, Severity.WARNING, Action.WATCH, meaning)
-
-
-def _xid(event: EventRecord, recent: tuple[EventRecord, ...]) -> Verdict:
-    entry = nvidia.lookup_xid(event.code)
-    code = f"xid-{event.code}"
-    meaning = f"XID {event.code} ({entry.description if entry.known else 'unknown code'})"
-    cause = _cause(event, recent)
-    if event.code == CLEAN_UP and cause is not None:
-        follows = nvidia.lookup_xid(cause.code)
-        meaning += f" that follows XID {cause.code}"
-        return Verdict(code, follows.fault_class, Scope.PROCESS, Severity.INFO, Action.IGNORE, meaning)
-    if event.code == RECOVERY:
-        action = nvidia.recovery_action(event.message)
-        fault_class = nvidia.lookup_xid(cause.code).fault_class if cause else entry.fault_class
-        if action is Action.IGNORE:
-            return Verdict(code, fault_class, entry.scope, Severity.INFO, action, meaning + ": none is needed any more")
-        if action is not None:
-            said = "reboot of the node" if action is Action.REBOOT_NODE else "reset of the GPU"
-            return Verdict(code, fault_class, entry.scope, Severity.FATAL, action, f"{meaning} to a {said}")
-        return Verdict(code, fault_class, entry.scope, entry.severity, entry.action, meaning)
-    return Verdict(code, entry.fault_class, entry.scope, entry.severity, entry.action, meaning)
-
-
-def _cause(event: EventRecord, recent: tuple[EventRecord, ...]) -> EventRecord | None:
-    """The gravest other XID of the device within ``FOLLOW_MS``."""
-    near = [
-        other
-        for other in recent
-        if other.kind is EventKind.XID
-        and other.device == event.device
-        and other.code not in (CLEAN_UP, RECOVERY)
-        and abs(other.observed_ms - event.observed_ms) <= FOLLOW_MS
-    ]
-    return max(near, key=lambda o: (SEVERITY_RANK[nvidia.lookup_xid(o.code).severity], o.id), default=None)
-
-
-def clears(event: EventRecord, finding: FindingRecord) -> bool:
-    """Whether the event ends what the finding says. A boot or a device that is back resets what a reset can cure and
-    what was seen before it; a worn-out card stays worn out, and level rules speak for themselves."""
-    if not finding.active or is_level(finding) or finding.node != event.node:
-        return False
-    if event.kind is EventKind.BOOT:
-        return finding.action is not Action.REPLACE and finding.observed_ms <= event.observed_ms
-    if finding.device != event.device:
-        return False
-    if event.kind is EventKind.DEVICE_FOUND:
-        return finding.code in (MISSING, LOST)
-    if event.kind is not EventKind.XID:
-        return False
-    if event.code == RECOVERY:
-        return finding.code == f"xid-{RECOVERY}" and nvidia.recovery_action(event.message) is Action.IGNORE
-    return event.code == SMOOTHING_ON and finding.code == f"xid-{SMOOTHING_OFF}"
 
 
 @dataclass(slots=True)
@@ -181,6 +77,7 @@ class _Digest:
     """The findings and incidents as they are after the events taken so far."""
 
     state: RegionState
+    policy: Policy
     keys: RegionKeys
     draft: Draft = field(default_factory=Draft)
     active: dict[tuple[str, str, Action], FindingRecord] = field(default_factory=dict)
@@ -208,7 +105,7 @@ def decide_detection(state: RegionState, settings: Settings, now: Now) -> Decisi
     if not waiting:
         return None
     batch = _whole_transactions(waiting)
-    digest = _Digest(state, keys)
+    digest = _Digest(state, settings.policy, keys)
     for finding in state.findings.values():
         record = finding.record
         if record.active and not is_level(record):
@@ -254,9 +151,10 @@ def _take(digest: _Digest, event: EventRecord, recent: dict[DeviceId, list[Event
         digest.cleared += 1
     device = digest.state.devices.get(event.device) if event.device else None
     others = (other for other in recent.get(event.device, ()) if other.id != event.id)
-    finding = classify(event, device.record if device else None, others, digest.state.region)
+    finding = classify(event, device.record if device else None, others, digest.state.region, digest.policy)
     if finding is None or finding.id in digest.state.findings:
         return True
+    _adopt(digest, event)
     same = digest.active.get((finding.device or finding.node, finding.code, finding.action))
     if same is None:
         digest.put(finding)
@@ -265,9 +163,17 @@ def _take(digest: _Digest, event: EventRecord, recent: dict[DeviceId, list[Event
     if event.id in same.evidence:
         return True  # taken by an earlier decision that was full before it reached the end of the batch
     digest.repeats += 1
-    digest.put(replace(same, evidence=merged(same.evidence, finding.evidence)))
+    digest.put(replace(same, evidence=merged(same.evidence, finding.evidence), count=same.count + event.count))
     _count(digest, same, event)
     return True
+
+
+def _adopt(digest: _Digest, cause: EventRecord) -> None:
+    """Consequences that came before their cause join its incident."""
+    for finding in [f for f in digest.active.values() if f.device == cause.device]:
+        if followed := adopted(finding, cause):
+            digest.active.pop((finding.device or finding.node, finding.code, finding.action))
+            digest.put(followed)
 
 
 def _count(digest: _Digest, finding: FindingRecord, event: EventRecord) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from controlplane.domain.words import SEPARATOR
+from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.keys import RegionKeys
@@ -29,7 +30,7 @@ ACTION_RANK = {
     Action.REPLACE: 5,
 }
 
-MISSING, LOST, HANG, OVERFLOW, SILENT_ROW = "device-missing", "device-lost", "driver-hang", "overflow", "telemetry-lost"
+SILENT_ROW = "telemetry-lost"
 BLINDING = frozenset({MISSING, HANG, OVERFLOW, SILENT_ROW})
 """Codes of findings that say "nothing trustworthy is known of this device"; they neither heal nor convict it."""
 

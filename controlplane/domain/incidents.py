@@ -92,7 +92,7 @@ def _opened(
         opened_ms=now.ledger_ms,
         observed_ms=first.observed_ms,
         last_ms=max(finding.observed_ms for finding in findings),
-        count=sum(max(1, len(finding.evidence)) for finding in findings),
+        count=sum(finding.count for finding in findings),
         findings=_bounded((), findings),
         drain=DrainId(""),
         acknowledged_by="",
@@ -114,7 +114,7 @@ def _joined(old: IncidentRecord, findings: list[FindingRecord]) -> IncidentRecor
         title=gravest.sentence if graver else old.title,
         observed_ms=min([old.observed_ms, *(f.observed_ms for f in new)]),
         last_ms=max([old.last_ms, *(f.observed_ms for f in new)]),
-        count=old.count + sum(max(1, len(finding.evidence)) for finding in new),
+        count=old.count + sum(finding.count for finding in new),
         findings=_bounded(old.findings, new),
     )
 

@@ -1,1 +1,17 @@
-"""The fault catalogue."""
+"""The fault catalogue: which fault means what, by whose word. ``judge`` answers for one event; ``docs/faults.md`` is
+generated from the same data."""
+
+from gridkeeper.catalogue.judge import judge
+from gridkeeper.catalogue.model import VERSION, Entry, Evidence, JobEffect, Opinion, Source, Taint, Verdict
+
+__all__ = [
+    "VERSION",
+    "Entry",
+    "Evidence",
+    "JobEffect",
+    "Opinion",
+    "Source",
+    "Taint",
+    "Verdict",
+    "judge",
+]

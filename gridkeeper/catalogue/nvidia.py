@@ -1,35 +1,34 @@
-"""NVIDIA's XIDs as data: ``nvidia_xid.csv``, one row per code.
+"""NVIDIA's XIDs and SXIDs: what the number says, and what overrules it.
 
-Mnemonic, description, immediate and investigatory action are NVIDIA's ("Analyzing XID Errors" catalogue, as of
-2025-10-29); severity, scope, action, fault class and what becomes of the job are ours, derived by ``ACTION_OF`` and
-the few stated exceptions in ``OVERRULED``. Each row names the source of its verdict with version and date.
+Mnemonics, meanings and actions are NVIDIA's own (``nvidia_xid.csv``; ``ACTION_OF`` says what its actions come to here,
+``DEVIATIONS`` where we differ and why). In this order, the later overruling the earlier:
 
-Policies, stated:
+1. the number, by the source that the policy chooses;
+2. its registers: unit and error status of 144 to 150 (``nvlink5``), register bits of 74 on Hopper (``nvlink4``);
+3. the driver's own words: "RST: Yes" of 94 and 95, the text of 154, "Non-fatal" of an SXID;
+4. the architecture: only GA100, GH100 and Blackwell contain memory errors; elsewhere one hits every job of the card.
 
-- A code that the catalogue does not have is a ``WARNING`` to ``WATCH``: it makes a device suspect, never drains it.
-- 144 to 150 (NVLink 5) mean nothing without unit and error status: about half of their sub-codes need no action. The
-  base code is watched; when the driver thinks that the GPU must be reset it says so in XID 154, which is followed.
-- 154 and its text overrule what the number of another XID suggests: see ``recovery_action``.
-- 45 is the clean-up after another error: see ``controlplane.domain.detect``.
+A MIG instance that the line names ("PCI:0000:41:00 GPU-I:05") narrows a contained fault to that partition.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import importlib.resources
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
+from gridkeeper.catalogue import nvlink4, nvlink5
+from gridkeeper.catalogue.model import Evidence, JobEffect, Verdict
 from gridkeeper.records.common import Action, Scope, Severity
+from gridkeeper.records.faults import Confidence
+from gridkeeper.records.fleet import DeviceRecord, EventRecord
 
-RULE = "nvidia-xid"
-RULE_VERSION = 1
+DOUBLE_BIT, CONTAINED, UNCONTAINED, CLEAN_UP, RECOVERY = 48, 94, 95, 45, 154
+NVLINK4 = 74
 
 ACTION_OF: dict[str, Action] = {
-    "RESET_GPU": Action.DRAIN,  # a reset needs an empty device
-    "WORKFLOW_XID_48": Action.DRAIN,  # ends in a reset, for DRAM (171) and for SRAM (172)
-    "WORKFLOW_NVLINK_ERR": Action.DRAIN,
+    "RESET_GPU": Action.RESET_DEVICE,
+    "WORKFLOW_XID_48": Action.RESET_DEVICE,  # ends in a reset, for DRAM (171) and for SRAM (172)
+    "WORKFLOW_NVLINK_ERR": Action.RESET_DEVICE,  # without its registers: as when they say hardware
     "CHECK_MECHANICALS": Action.DRAIN,  # somebody must open the machine
     "RESTART_BM": Action.REBOOT_NODE,
     "RESTART_VM": Action.REBOOT_NODE,
@@ -39,84 +38,181 @@ ACTION_OF: dict[str, Action] = {
     "UPDATE_SWFW": Action.WATCH,
     "CHECK_UVM": Action.WATCH,
     "WORKFLOW_XID_45": Action.WATCH,
-    "WORKFLOW_NVLINK5_ERR": Action.WATCH,
+    "WORKFLOW_NVLINK5_ERR": Action.WATCH,  # the registers decide
     "XID_154": Action.WATCH,  # the text decides
     "": Action.WATCH,  # NVIDIA gives none
 }
 """NVIDIA's immediate action -> ours."""
 
-OVERRULED: dict[int, Action] = {
-    64: Action.REPLACE,  # a failed remap sets the card's RMA flag; a reset does not bring the row back
+DEVIATIONS: dict[int, tuple[Action, str]] = {
+    64: (
+        Action.REPLACE,
+        "a failed remap sets the card's RMA flag (NVIDIA, GPU memory error management); a reset does not bring the "
+        "row back",
+    ),
 }
-"""Codes whose action is not ``ACTION_OF`` their immediate action, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """What one code means and what to do. ``job_dies``: the process on the device does not survive it. ``known``:
-    False for a code that the catalogue does not have."""
-
-    code: int
-    mnemonic: str
-    description: str
-    immediate: str
-    investigatory: str
-    severity: Severity
-    scope: Scope
-    action: Action
-    fault_class: str
-    job_dies: bool
-    source: str
-    source_version: str
-    source_date: str
-    known: bool = True
-
-
-@functools.cache
-def xids() -> dict[int, CatalogueEntry]:
-    """All entries by code. Raises ``ValueError`` or ``KeyError`` if the data file is damaged."""
-    text = importlib.resources.files(__package__).joinpath("nvidia_xid.csv").read_text(encoding="utf-8")
-    entries = [
-        CatalogueEntry(
-            code=int(row["xid"]),
-            mnemonic=row["mnemonic"],
-            description=row["description"],
-            immediate=row["immediate"],
-            investigatory=row["investigatory"],
-            severity=Severity(row["severity"]),
-            scope=Scope(row["scope"]),
-            action=Action(row["action"]),
-            fault_class=row["fault_class"],
-            job_dies=row["job_dies"] == "yes",
-            source=row["source"],
-            source_version=row["source_version"],
-            source_date=row["source_date"],
-        )
-        for row in csv.DictReader(text.splitlines())
-    ]
-    return {entry.code: entry for entry in entries}
-
-
-def lookup_xid(code: int) -> CatalogueEntry:
-    """The entry of an XID; for an unknown code the stated policy (``WARNING``, ``WATCH``, ``known=False``)."""
-    known = xids().get(code)
-    if known is not None:
-        return known
-    return CatalogueEntry(
-        code, "UNKNOWN", "unknown XID", "", "", Severity.WARNING, Scope.DEVICE, Action.WATCH, "driver", False,
-        "gridkeeper", "policy-1", "2026-11-24", known=False,
-    )  # fmt: skip
-
+"""XIDs whose action is not ``ACTION_OF`` NVIDIA's immediate one, and why."""
 
 _RECOVERY: tuple[tuple[re.Pattern[str], Action], ...] = (
     (re.compile(r"node reboot", re.IGNORECASE), Action.REBOOT_NODE),
-    (re.compile(r"gpu reset|drain and reset|drain p2p", re.IGNORECASE), Action.DRAIN),
+    (re.compile(r"gpu reset|drain and reset", re.IGNORECASE), Action.RESET_DEVICE),
+    (re.compile(r"drain p2p", re.IGNORECASE), Action.DRAIN),
+    (re.compile(r"recover imex domain", re.IGNORECASE), Action.WATCH),
     (re.compile(r"\bnone\b", re.IGNORECASE), Action.IGNORE),
 )
+"""The driver's names of its recovery actions (open-gpu-kernel-modules, gpu.c)."""
+
+_RESET_NEEDED = re.compile(r"\b(?:D-)?RST:\s*Yes\b", re.IGNORECASE)
+_INSTANCE = re.compile(r"\bGPU-I:\s*(\d{1,3})")
+_CORE = re.compile(r"\bGPC\s*(\d{1,3}),?\s*TPC\s*(\d{1,3})", re.IGNORECASE)
+_LINK = re.compile(r"\blink\s+(\d{1,3})\b", re.IGNORECASE)
+_FATAL = re.compile(r"\b(non-?)?fatal\b", re.IGNORECASE)
+
+_CONTAINS_NOTHING = frozenset({"kepler", "maxwell", "pascal", "volta", "turing", "ada"})
+_GA100 = re.compile(r"\bA(?:100|800|30)\b", re.IGNORECASE)
+_CONSUMER = re.compile(r"\b(?:RTX|GeForce|Quadro)\b", re.IGNORECASE)
+
+
+def contains_errors(device: DeviceRecord | None) -> bool | None:
+    """Whether the card confines an uncorrectable memory error to the processes that touch it; None: not known."""
+    if device is None:
+        return None
+    architecture = device.architecture.lower()
+    if architecture in _CONTAINS_NOTHING:
+        return False
+    if architecture == "ampere":
+        return bool(_GA100.search(device.model))
+    if architecture in ("hopper", "blackwell"):
+        return not _CONSUMER.search(device.model)
+    return None
 
 
 def recovery_action(text: str) -> Action | None:
     """What XID 154 says must be done now: the last action that its text names ("… changed from 0x0 (None) to 0x1 (GPU
     Reset Required)"). ``IGNORE``: nothing any more. None: the text names none (NVML gives the bare number)."""
     found = [(match.start(), action) for pattern, action in _RECOVERY for match in pattern.finditer(text)]
-    return max(found)[1] if found else None
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def place_of(message: str) -> str:
+    """Where within the card, as far as the text says: "GPC 4 TPC 1", "link 14", or ""."""
+    if core := _CORE.search(message):
+        return f"GPC {int(core[1])} TPC {int(core[2])}"
+    if link := _LINK.search(message):
+        return f"link {int(link[1])}"
+    return ""
+
+
+def refine_xid(event: EventRecord, device: DeviceRecord | None, verdict: Verdict) -> Verdict:
+    """The number's verdict, overruled by what the line and the card say."""
+    text = event.message
+    verdict = replace(verdict, place=place_of(text))
+    if event.code in nvlink5.CODES:
+        return _nvlink5(event.code, text, verdict)
+    if event.code == NVLINK4:
+        return _nvlink4(text, device, verdict)
+    if event.code == RECOVERY:
+        return _recovery(text, verdict)
+    if event.code in (CONTAINED, UNCONTAINED) and _RESET_NEEDED.search(text) and verdict.action not in _OUT:
+        verdict = replace(
+            verdict, severity=Severity.FATAL, action=Action.RESET_DEVICE, confidence=Confidence.HIGH,
+            evidence=Evidence.TEXT, meaning=f"{verdict.meaning}, and the driver asks for a reset",
+        )  # fmt: skip
+    return _contained(event.code, text, device, verdict)
+
+
+_OUT = frozenset({Action.RESET_DEVICE, Action.REBOOT_NODE, Action.DRAIN, Action.REPLACE})
+
+
+def _contained(code: int, text: str, device: DeviceRecord | None, verdict: Verdict) -> Verdict:
+    contains = contains_errors(device)
+    if code in (DOUBLE_BIT, CONTAINED) and contains is False:
+        return replace(
+            verdict, scope=Scope.DEVICE, job=JobEffect.ALL_DIE,
+            meaning=f"{verdict.meaning}; this card does not contain memory errors, so every job on it is hit",
+        )  # fmt: skip
+    if code == DOUBLE_BIT and contains is None:
+        verdict = replace(verdict, job=JobEffect.UNKNOWN)
+    instance = _INSTANCE.search(text)
+    if instance and verdict.scope is Scope.DEVICE and verdict.job is not JobEffect.ALL_DIE:
+        return replace(verdict, scope=Scope.PARTITION, place=verdict.place or f"instance {int(instance[1])}")
+    return verdict
+
+
+def _recovery(text: str, verdict: Verdict) -> Verdict:
+    action = recovery_action(text)
+    if action is None:
+        return verdict
+    if action is Action.IGNORE:
+        return replace(
+            verdict, severity=Severity.INFO, action=action, confidence=Confidence.HIGH, job=JobEffect.SURVIVES,
+            meaning=f"{verdict.meaning}: none is needed any more",
+        )  # fmt: skip
+    said, severity = {
+        Action.REBOOT_NODE: ("a reboot of the node", Severity.FATAL),
+        Action.RESET_DEVICE: ("a reset of the GPU", Severity.FATAL),
+        Action.DRAIN: ("draining its peer-to-peer traffic", Severity.FATAL),
+    }.get(action, ("recovery of its IMEX domain, which needs an operator", Severity.ERROR))
+    return replace(
+        verdict, severity=severity, action=action, confidence=Confidence.HIGH, meaning=f"{verdict.meaning} to {said}"
+    )
+
+
+def _nvlink5(xid: int, text: str, verdict: Verdict) -> Verdict:
+    line = nvlink5.read(text)
+    if line is None:
+        return verdict  # the number alone: watched, XID 154 says if a reset is needed
+    rule = nvlink5.decode(xid, line)
+    place = f"link {line.link}" if line.link >= 0 else ""
+    if rule is None:
+        word = "fatal" if line.fatal else "not fatal"
+        return replace(
+            verdict, place=place, confidence=Confidence.LOW,
+            severity=Severity.ERROR if line.fatal else Severity.WARNING,
+            meaning=f"{verdict.meaning} in {line.unit}, no published sub-code; the driver calls it {word}",
+        )  # fmt: skip
+    deferred = "; XID 154 decides" if rule.says == "XID_154_EVAL" else ""
+    return replace(
+        verdict, place=place, severity=nvlink5.severity_of(rule), action=nvlink5.action_of(rule),
+        job=nvlink5.job_of(rule), confidence=Confidence.MEDIUM if rule.severity.endswith("?") else Confidence.HIGH,
+        evidence=Evidence.COMPANION if deferred else Evidence.TEXT,
+        meaning=f"{verdict.meaning} in {rule.unit} ({rule.severity.lower()}, NVIDIA: {rule.says}{deferred})",
+    )  # fmt: skip
+
+
+def _nvlink4(text: str, device: DeviceRecord | None, verdict: Verdict) -> Verdict:
+    found = nvlink4.read(text)
+    if found is None or device is None or device.architecture.lower() != "hopper":
+        return verdict
+    link, registers = found
+    meaning = nvlink4.decode(registers)
+    if meaning is None:
+        return replace(verdict, place=f"link {link}", confidence=Confidence.MEDIUM)
+    said = f"{verdict.meaning} on link {link}: {meaning.value}"
+    if meaning not in nvlink4.STAYS:
+        return replace(verdict, place=f"link {link}", evidence=Evidence.TEXT, meaning=said)
+    quiet = meaning in (nvlink4.LinkFault.NOTHING, nvlink4.LinkFault.CORRECTED)
+    return replace(
+        verdict, place=f"link {link}", severity=Severity.INFO if quiet else Severity.ERROR, action=Action.WATCH,
+        job=JobEffect.SURVIVES if quiet else JobEffect.UNKNOWN, evidence=Evidence.REPEAT, meaning=said,
+    )  # fmt: skip
+
+
+def refine_sxid(event: EventRecord, verdict: Verdict) -> Verdict:
+    """The line's own "Fatal" or "Non-fatal" overrules the number; a switch's fault reaches the GPU that it concerns as
+    that GPU's XID 74."""
+    verdict = replace(verdict, place=place_of(event.message))
+    word = _FATAL.search(event.message)
+    if word is None:
+        return verdict
+    if word[1] and verdict.severity in (Severity.ERROR, Severity.FATAL):
+        return replace(
+            verdict, severity=Severity.WARNING, action=Action.WATCH, scope=Scope.LINK, confidence=Confidence.HIGH,
+            meaning=f"{verdict.meaning}, which the driver calls not fatal",
+        )  # fmt: skip
+    if not word[1] and verdict.severity in (Severity.INFO, Severity.WARNING):
+        return replace(
+            verdict, severity=Severity.ERROR, action=Action.WATCH, confidence=Confidence.MEDIUM,
+            meaning=f"{verdict.meaning}, which the driver calls fatal",
+        )  # fmt: skip
+    return verdict

@@ -46,7 +46,7 @@ def test_a_double_bit_error_drains_its_device_and_no_other(store: RegionStore) -
     assert (drain.device, drain.state) == (G, DrainState.DRAINED)
     assert [s.name for s in drain.stages] == ["planned", "admitted", "drained"]
     assert event.id in drain.evidence and drain.evidence_age_ms == 400 and drain.decided_revision > 0
-    for word in ("XID 48", G, "0.4 s old", event.id, "nvidia-xid v1", "region 1/4", "rack-rack-0 1/8"):
+    for word in ("XID 48", G, "0.4 s old", event.id, "nvidia-xid v2", "region 1/4", "rack-rack-0 1/8"):
         assert word in drain.reason
     assert [h.device for h in store.records("health") if h.state is not HealthState.HEALTHY] == [G]
     incident = store.records("incidents")[0]

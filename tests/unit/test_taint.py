@@ -34,6 +34,14 @@ def finding(code: str, device: DeviceId = MINE, active: bool = True, at: int = 5
         ([finding("xid-95", OTHER)], None),
         ([finding("xid-79"), finding("xid-63"), finding("corrected-rising")], None),
         ([finding("xid-95", at=9), finding("xid-140", at=3)], "xid-140"),
+        ([finding("xid-171"), finding("xid-94")], None),
+        ([finding("amd-1001")], "amd-1001"),  # HBM
+        ([finding("amd-1041"), finding("amd-1021")], None),  # corrected, deferred
+        ([finding("amd-24")], "amd-24"),  # a fatal error record with an AFID
+        ([finding("ascend-80E01801")], "ascend-80E01801"),
+        ([finding("cambricon-1000011")], "cambricon-1000011"),
+        ([finding("host-1", DeviceId(""))], "host-1"),  # main memory of its host
+        ([finding("amd-x"), finding("")], None),
     ],
 )
 def test_only_an_active_uncontained_error_on_the_jobs_own_devices_taints(
