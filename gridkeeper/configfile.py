@@ -203,12 +203,12 @@ class _Reader:
             return value
         many = isinstance(value, tuple) and not rule.whole
         for index, one in enumerate(value if many else (value,)):
-            if many and dataclasses.is_dataclass(one):
+            if many and dataclasses.is_dataclass(one) and not isinstance(one, Label):
                 return value
             try:
                 rule(one)
             except Wrong as wrong:
-                at = f"{path}[{index}]" if many else path
+                at = _join(path, one.key) if isinstance(one, Label) else f"{path}[{index}]" if many else path
                 child = node.value[index] if many and isinstance(node, yaml.SequenceNode) else node
                 value = self.fault(child, at, str(wrong))
         if many and value == () and rule.some:

@@ -18,7 +18,18 @@ from gridkeeper.config import (
 )
 from gridkeeper.identity.spiffe import BadIdentity, checked_trust_domain
 from gridkeeper.ids import BadName, NodeId, RegionId, ReplicaId, checked_name
-from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, DrainPolicy, Policy, RulePolicy
+from gridkeeper.policy.model import (
+    BreakerPolicy,
+    BudgetPolicy,
+    CataloguePolicy,
+    DrainPolicy,
+    EventPolicy,
+    Policy,
+    RepeatPolicy,
+    RulePolicy,
+)
+from gridkeeper.records.common import Label
+from gridkeeper.records.fleet import EventKind
 from gridkeeper.selector import BadSelector
 from gridkeeper.selector import parse as parse_selector
 from gridkeeper.timings import Timings
@@ -143,6 +154,35 @@ def _expression(value: str) -> None:
         raise Wrong(str(error)) from error
 
 
+def _event_kind(value: str) -> None:
+    kinds = [kind.value for kind in EventKind]
+    if value not in kinds:
+        raise Wrong(f"{value[:80]!r} is no kind of event; use one of {', '.join(kinds)}")
+
+
+def _repeat_kind(value: str) -> None:
+    if value != "drain":
+        _event_kind(value)
+
+
+def _pattern(value: str) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise Wrong(f"{value[:80]!r} is no regular expression: {error}") from error
+
+
+def _verdict_source(value: Label) -> None:
+    from gridkeeper.catalogue.tables import VENDOR, sources
+
+    vendors = sorted(set(VENDOR.values()))
+    if value.key not in vendors:
+        raise Wrong(f"{value.key[:80]!r} is no vendor of the fault catalogue; use one of {', '.join(vendors)}")
+    if value.value != value.key and value.value not in sources():
+        known = ", ".join(sorted(sources()))
+        raise Wrong(f"{value.value[:80]!r} is no source of verdicts; use {value.key} (its own) or one of {known}")
+
+
 def _optional_expression(value: str) -> None:
     if value:
         _expression(value)
@@ -208,6 +248,20 @@ RULES: dict[tuple[type, str], Rule] = {
     (RulePolicy, "for_ms"): between(0, 7 * _DAY),
     (RulePolicy, "clear_ms"): between(0, 7 * _DAY),
     (RulePolicy, "select"): Rule(_selector),
+    (CataloguePolicy, "sources"): Rule(_verdict_source),
+    (EventPolicy, "name"): Rule(_name),
+    (EventPolicy, "kind"): Rule(_event_kind),
+    (EventPolicy, "pattern"): Rule(_pattern),
+    (EventPolicy, "select"): Rule(_selector),
+    (RepeatPolicy, "name"): Rule(_name),
+    (RepeatPolicy, "kind"): Rule(_repeat_kind),
+    (RepeatPolicy, "count"): between(1, 128),
+    (RepeatPolicy, "within_ms"): between(1, 30 * _DAY),
+    (RepeatPolicy, "burst_ms"): between(0, _DAY),
+    (RepeatPolicy, "sticky_ms"): between(0, 30 * _DAY),
+    (RepeatPolicy, "lasting_ms"): between(0, 30 * _DAY),
+    (RepeatPolicy, "reboots"): between(0, 8),
+    (RepeatPolicy, "meaning"): Rule(_text),
     (BudgetPolicy, "kind"): _one_of("kind of budget", "region", "zone", "rack", "vendor", "job", "fleet"),
     (BudgetPolicy, "fraction"): between(0.0, 1.0),
     (BudgetPolicy, "minimum"): between(0, 1_000_000),

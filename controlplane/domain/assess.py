@@ -19,6 +19,7 @@ from controlplane.domain.evidence import (
     is_level,
     unreadable,
 )
+from controlplane.domain.repeats import is_sticky
 from controlplane.domain.words import device_reference, listed
 from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned
@@ -89,6 +90,8 @@ def _ended(scene: _Scene, subject: str) -> Decision | None:
 def _over(scene: _Scene, finding: Finding) -> bool:
     record, policy = finding.record, scene.settings.policy
     if is_level(record) or calls_out(record):
+        return False
+    if is_sticky(scene.state.repeats, record, scene.now.ledger_ms):
         return False
     age = scene.now.mono_ms - finding.seen_ms
     node = scene.state.nodes.get(record.node)

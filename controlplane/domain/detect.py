@@ -12,6 +12,18 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.domain.causes import adopted, as_consequence, cause_of, clears
 from controlplane.domain.evidence import is_level, merged
+from controlplane.domain.repeats import (
+    Counts,
+    booted,
+    count,
+    drains_due,
+    forget,
+    is_sticky,
+    matching,
+    raised,
+    remediated,
+)
+from controlplane.domain.repeats import Sighting as RepeatSighting
 from controlplane.domain.words import clock_time, listed, made_id
 from gridkeeper.catalogue import Verdict, judge
 from gridkeeper.decision import Decision, Draft, Now, Versioned
@@ -20,13 +32,14 @@ from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import Policy
 from gridkeeper.records.common import Action
 from gridkeeper.records.faults import DetectorRecord, FindingRecord, IncidentRecord, IncidentState
-from gridkeeper.records.fleet import DeviceRecord, EventRecord
+from gridkeeper.records.fleet import DeviceRecord, EventKind, EventRecord
 from gridkeeper.snapshot import RegionState, Settings
 
 BATCH = 20
 """Events per decision; all events of one store transaction (at most 64) stay together."""
 
 MAX_CLEARED, MAX_WRITES = 24, 90
+"""Of one decision; an event adds at most a finding, an incident, and two records per repeat rule that counts it."""
 
 
 def classify(
@@ -37,10 +50,16 @@ def classify(
     ``device`` None: the event is about the node, or its device is not in the inventory. ``recent``: other events of
     the same device, any order.
     """
+    verdict = verdict_on(event, device, recent, policy)
+    return finding_of(event, device, verdict, region) if verdict else None
+
+
+def verdict_on(
+    event: EventRecord, device: DeviceRecord | None, recent: Iterable[EventRecord], policy: Policy
+) -> Verdict | None:
+    """The catalogue's judgement of the event in the chain that it stands in."""
     verdict = judge(event, device, policy)
-    if verdict is None:
-        return None
-    return finding_of(event, device, as_consequence(event, verdict, cause_of(event, recent)), region)
+    return as_consequence(event, verdict, cause_of(event, recent)) if verdict else None
 
 
 def finding_of(event: EventRecord, device: DeviceRecord | None, verdict: Verdict, region: RegionId) -> FindingRecord:
@@ -85,6 +104,10 @@ class _Digest:
     new: list[FindingRecord] = field(default_factory=list)
     cleared: int = 0
     repeats: int = 0
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = Counts(self.state, self.policy, self.keys, self.draft)
 
     def put(self, finding: FindingRecord) -> None:
         self.draft.put(self.keys.finding(finding.id), finding, self.state.findings.get(finding.id))
@@ -103,7 +126,7 @@ def decide_detection(state: RegionState, settings: Settings, now: Now) -> Decisi
     digested = state.detector.record.revision if state.detector else 0
     waiting = sorted((v for v in state.events.values() if v.created > digested), key=lambda v: (v.created, v.record.id))
     if not waiting:
-        return None
+        return _remediations(state, settings, keys)
     batch = _whole_transactions(waiting)
     digest = _Digest(state, settings.policy, keys)
     for finding in state.findings.values():
@@ -114,10 +137,32 @@ def decide_detection(state: RegionState, settings: Settings, now: Now) -> Decisi
     for event in batch:
         if not _take(digest, event.record, recent):
             # It does not fit into one transaction: what is done is found done next time, and the rest follows.
+            _raise(digest)
             return _decision(digest, _sentence(digest, len(batch)), event.record)
+    _raise(digest)
+    if len(digest.draft.puts) < MAX_WRITES:
+        forget(digest.counts, now)
     detector = DetectorRecord(batch[-1].created)
     digest.draft.put(keys.detector, detector, state.detector)
     return _decision(digest, _sentence(digest, len(batch)), batch[0].record)
+
+
+def _remediations(state: RegionState, settings: Settings, keys: RegionKeys) -> Decision | None:
+    """Nodes that are drained again and again, once per drain that is too many."""
+    policy = settings.policy
+    draft = Draft()
+    found: list[FindingRecord] = []
+    for rule, node, times in drains_due(state, policy):
+        finding = remediated(rule, node, times, policy, state.region)
+        if finding.id in state.findings or len(draft.puts) >= BATCH:
+            continue
+        draft.put(keys.finding(finding.id), finding, None)
+        found.append(finding)
+    if not found:
+        return None
+    sentence = listed([finding.sentence for finding in found], 3)
+    evidence = tuple(finding.id for finding in found)
+    return Decision("detect.classify", sentence, draft.writes(), subject=f"node/{found[0].node}", evidence=evidence)
 
 
 def _whole_transactions(waiting: list[Versioned[EventRecord]]) -> list[Versioned[EventRecord]]:
@@ -142,17 +187,26 @@ def _recent(state: RegionState, devices: set[DeviceId]) -> dict[DeviceId, list[E
 
 def _take(digest: _Digest, event: EventRecord, recent: dict[DeviceId, list[EventRecord]]) -> bool:
     """Fold one event in. False: the transaction is full."""
-    if len(digest.draft.puts) >= MAX_WRITES:
+    device = digest.state.devices.get(event.device) if event.device else None
+    others = (other for other in recent.get(event.device, ()) if other.id != event.id)
+    verdict = verdict_on(event, device.record if device else None, others, digest.policy)
+    rules = matching(digest.policy, event, verdict) if verdict else ()
+    if len(digest.draft.puts) + 2 * len(rules) >= MAX_WRITES and digest.draft.puts:
         return False
     for ended in [f for f in digest.active.values() if clears(event, f)]:
+        if is_sticky(digest.state.repeats, ended, event.observed_ms):
+            continue
         if digest.cleared >= MAX_CLEARED:
             return False
         digest.put(replace(ended, active=False))
         digest.cleared += 1
-    device = digest.state.devices.get(event.device) if event.device else None
-    others = (other for other in recent.get(event.device, ()) if other.id != event.id)
-    finding = classify(event, device.record if device else None, others, digest.state.region, digest.policy)
-    if finding is None or finding.id in digest.state.findings:
+    if event.kind is EventKind.BOOT:
+        booted(digest.counts, event)
+    if verdict is None:
+        return True
+    count(digest.counts, RepeatSighting(event, verdict), rules)
+    finding = finding_of(event, device.record if device else None, verdict, digest.state.region)
+    if finding.id in digest.state.findings:
         return True
     _adopt(digest, event)
     same = digest.active.get((finding.device or finding.node, finding.code, finding.action))
@@ -166,6 +220,21 @@ def _take(digest: _Digest, event: EventRecord, recent: dict[DeviceId, list[Event
     digest.put(replace(same, evidence=merged(same.evidence, finding.evidence), count=same.count + event.count))
     _count(digest, same, event)
     return True
+
+
+def _raise(digest: _Digest) -> None:
+    """Findings of repeat rules that have counted enough, and what they hold for how long."""
+    for rule, record, sighting in tuple(digest.counts.due()):
+        finding = raised(rule, record, sighting, digest.policy, digest.state.region)
+        same = digest.active.get((finding.device or finding.node, finding.code, finding.action))
+        if same is not None:
+            digest.put(replace(same, evidence=merged(same.evidence, finding.evidence), count=same.count + 1))
+        elif sighting.event.observed_ms >= record.sticky_until_ms and finding.id not in digest.state.findings:
+            digest.put(finding)
+            digest.new.append(finding)
+        if rule.sticky_ms:
+            until = max(record.sticky_until_ms, max(record.times_ms) + rule.sticky_ms)
+            digest.counts.put(replace(record, sticky_until_ms=until))
 
 
 def _adopt(digest: _Digest, cause: EventRecord) -> None:

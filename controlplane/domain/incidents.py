@@ -60,6 +60,8 @@ def fold(
             record = _opened(state, subject, fault_class, findings, now)
         elif not findings and well:
             record = _resolved(old.record, now)
+        elif not findings and (elsewhere := _elsewhere(old.record, by_class)):
+            record = replace(_resolved(old.record, now), resolution=f"what it saw is part of incident {elsewhere}")
         else:
             record = _joined(old.record, findings)
         if record is None:
@@ -117,6 +119,14 @@ def _joined(old: IncidentRecord, findings: list[FindingRecord]) -> IncidentRecor
         count=old.count + sum(finding.count for finding in new),
         findings=_bounded(old.findings, new),
     )
+
+
+def _elsewhere(old: IncidentRecord, by_class: Mapping[str, list[FindingRecord]]) -> str:
+    """The fault class that all its findings belong to by now, since their cause was seen; "" if not so."""
+    for fault_class, findings in sorted(by_class.items()):
+        if old.findings and set(old.findings) <= {finding.id for finding in findings}:
+            return fault_class
+    return ""
 
 
 def _bounded(old: tuple[FindingId, ...], new: list[FindingRecord]) -> tuple[FindingId, ...]:

@@ -18,6 +18,9 @@ MAX_BYTES = 512 * 1024
 MAX_GROWTHS = 16
 """Different counters and windows of one policy: each keeps copies of its column."""
 
+MAX_REPEATS = 32
+"""Each may count one event, in the transaction that digests it."""
+
 BUILT_IN = "built-in policy"
 
 
@@ -35,6 +38,8 @@ def parse_policy(text: str, source: str, version: int = 0) -> Policy:
         raise ConfigError(
             f"{source}: rules: {len(growths)} different growths and rates ({named} …); use at most {MAX_GROWTHS}"
         )
+    if len(policy.repeats) > MAX_REPEATS:
+        raise ConfigError(f"{source}: repeats: {len(policy.repeats)} rules; use at most {MAX_REPEATS}")
     return replace(policy, version=version)
 
 

@@ -32,10 +32,13 @@ class Consent(enum.StrEnum):
 
 
 class Per(enum.StrEnum):
-    """What a repeat rule counts by: one device, one node, one job (its devices together), or the number of *different*
-    devices of one job."""
+    """What a repeat rule counts by: one device, one code of one device, one place of one device (a link, a core; a text
+    that names none is not counted), one node, one job (its devices together), or the number of *different* devices of
+    one job."""
 
     DEVICE = "device"
+    CODE = "code"
+    PLACE = "place"
     NODE = "node"
     JOB = "job"
     JOB_DEVICES = "job-devices"
@@ -80,8 +83,11 @@ class EventPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RepeatPolicy:
-    """``count`` faults within ``within_ms`` mean more than one. Sightings within ``burst_ms`` of each other are one;
-    raised, it holds for ``sticky_ms``. ``reboots``: count only a fault that came back after so many reboots."""
+    """``count`` faults within ``within_ms`` mean more than one. ``kind``: an event kind, or "drain" to count a node's
+    machine drains. Sightings within ``burst_ms`` of each other are one; raised, it holds for ``sticky_ms``.
+    ``reboots``: count only a fault that came back after so many reboots. ``lasting_ms``: the first and the last
+    sighting counted must lie at least so far apart. ``unless``: a rule that explains the same fault better: once that
+    one has counted enough for the event's own subject, this one is not raised."""
 
     name: str
     kind: str
@@ -99,6 +105,8 @@ class RepeatPolicy:
     reboots: int = 0
     fault_class: str = ""  # "": that of the faults
     mode: Mode = Mode.ACT
+    lasting_ms: int = 0
+    unless: str = ""
 
 
 @dataclass(frozen=True, slots=True)
