@@ -1,5 +1,6 @@
 """``python -m gridkeeper.cli.docgen`` writes ``docs/objects.md`` from the descriptors and the comments beside the
-fields, so that what ``gridkeeper get -o json`` prints is documented by what prints it. ``--check`` only compares."""
+fields, so that what ``gridkeeper get -o json`` prints is documented by what prints it, and ``docs/faults.md`` from the
+fault catalogue's data. ``--check`` only compares."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2
 
+from gridkeeper.catalogue import report
 from gridkeeper.client.plain import enum_prefix, is_map
 from gridkeeper.kinds import KINDS, KindInfo
 from gridkeeper.records import books, common, faults, fleet, jobs
@@ -22,6 +24,7 @@ from gridkeeper.v1 import api_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "objects.md"
+FAULTS = ROOT / "docs" / "faults.md"
 RECORDS = (books, common, faults, fleet, jobs)
 
 UNITS: tuple[tuple[str, str], ...] = (
@@ -217,15 +220,15 @@ def unit(field: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    text = Writer().document()
-    if "--check" in arguments:
-        if not TARGET.exists() or TARGET.read_text() != text:
-            print(f"{TARGET} is not current: run python -m gridkeeper.cli.docgen", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(text)
-    return 0
+    code = 0
+    for target, text in ((TARGET, Writer().document()), (FAULTS, report.document())):
+        if "--check" not in arguments:
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(text)
+        elif not target.exists() or target.read_text() != text:
+            print(f"{target} is not current: run python -m gridkeeper.cli.docgen", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "incident": ("gridkeeper.cli.acts:incident", "Acknowledge incidents."),
     "job": ("gridkeeper.cli.job:job", "Submit, stop, move and read jobs."),
     "sla": ("gridkeeper.cli.sla:sla", "Uptime of the month so far."),
+    "faults": ("gridkeeper.cli.faults:faults", "The fault catalogue: what a code means, by whose word."),
     "info": ("gridkeeper.cli.about:info", "The replicas, as they answer."),
     "tui": ("gridkeeper.cli.daemons:tui", "The terminal user interface."),
     "up": ("gridkeeper.cli.daemons:up", "A whole grid on this machine."),
