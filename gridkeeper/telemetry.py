@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ METRICS: tuple[MetricSpec, ...] = (
         False,
         "NVML's own recovery action: 0 none, 1 reset, 2 reboot, 3 drain P2P, 4 drain and reset",
     ),
+    MetricSpec("nvlink_tx", "MBy/s", False, "data sent over NVLink, all links (since version 2)"),
+    MetricSpec("nvlink_rx", "MBy/s", False, "data received over NVLink, all links"),
+    MetricSpec("pcie_tx", "MBy/s", False, "sent over PCIe"),
+    MetricSpec("pcie_rx", "MBy/s", False, "received over PCIe"),
 )
 
 COLUMN: dict[str, int] = {metric.name: index for index, metric in enumerate(METRICS)}

@@ -11,7 +11,7 @@ import ctypes
 from typing import Any
 
 MAGIC = 0x4D56474B  # "KGVM"
-VERSION = 1
+VERSION = 2
 MAX_DEVICES = 64
 MAX_PROCESSES = 32
 RING_SIZE = 4096  # events kept; a reader that is further behind misses the oldest, as with the real driver
@@ -21,6 +21,7 @@ FEATURE_REMAPPED_ROWS = 2  # Ampere and newer
 FEATURE_RETIRED_PAGES = 4  # before Ampere
 FEATURE_MEMORY_TEMPERATURE = 8
 FEATURE_RECOVERY_ACTION = 16  # drivers that know field 230
+FEATURE_NVLINK = 32
 
 _U32 = ctypes.c_uint32
 _U64 = ctypes.c_uint64
@@ -81,6 +82,10 @@ class DeviceState(ctypes.Structure):
         ("ecc_uncorrected", _U64),
         ("ecc_corrected_aggregate", _U64),
         ("ecc_uncorrected_aggregate", _U64),
+        ("nvlink_tx", _U64),  # KiB since the driver was loaded, all links
+        ("nvlink_rx", _U64),
+        ("pcie_tx", _U64),  # bytes
+        ("pcie_rx", _U64),
         ("name", ctypes.c_char * 96),
         ("uuid", ctypes.c_char * 96),
         ("serial", ctypes.c_char * 32),

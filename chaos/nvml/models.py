@@ -29,7 +29,7 @@ class Model:
     features: int
 
 
-_COMMON = layout.FEATURE_ECC | layout.FEATURE_MEMORY_TEMPERATURE
+_COMMON = layout.FEATURE_ECC | layout.FEATURE_MEMORY_TEMPERATURE | layout.FEATURE_NVLINK
 _AMPERE = _COMMON | layout.FEATURE_REMAPPED_ROWS | layout.FEATURE_RECOVERY_ACTION
 
 MODELS: dict[str, Model] = {

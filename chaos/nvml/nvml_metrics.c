@@ -164,6 +164,14 @@ API ret_t nvmlDeviceGetFieldValues(device_t handle, int count, struct field_valu
         } else if (v->field == 230 && (d->features & SIM_FEATURE_RECOVERY_ACTION)) {
             v->value.u = d->recovery_action;
             v->result = SUCCESS;
+        } else if ((v->field == 138 || v->field == 139) && (d->features & SIM_FEATURE_NVLINK)) {
+            v->type = 3; /* unsigned long long */
+            v->value.ull = v->field == 138 ? d->nvlink_tx : d->nvlink_rx;
+            v->result = SUCCESS;
+        } else if (v->field == 197 || v->field == 198) {
+            v->type = 3;
+            v->value.ull = v->field == 197 ? d->pcie_tx : d->pcie_rx;
+            v->result = SUCCESS;
         }
     }
     return SUCCESS;

@@ -19,6 +19,7 @@ HEALTHY: dict[str, float] = {
     "power_limit": 700,
     "clock_sm": 1700,
     "clock_sm_max": 1980,
+    "clock_memory": 2619,
     "throttle_reasons": 0,
     "utilisation": 80,
     "memory_used": 40_000,
@@ -36,6 +37,10 @@ HEALTHY: dict[str, float] = {
     "pcie_replays": 0,
     "processes": 0,
     "recovery_action": 0,
+    "nvlink_tx": 90_000,
+    "nvlink_rx": 90_000,
+    "pcie_tx": 2_000,
+    "pcie_rx": 6_000,
 }
 
 

@@ -36,6 +36,8 @@ class SimJob:
     checkpoint_ms: int = 10
     ignores_sigterm: bool = False
     crash_at: int = -1
+    stall_at: int = -1  # after this step it makes none for ``stall_ms``; -1: never
+    stall_ms: int = 0
     linger_ms: int = 0  # a child in uninterruptible sleep outlives the leading process by this long
 
 
@@ -278,7 +280,7 @@ class SimExecutor:
                     self._end(run, 0, 0)  # resumed from its last checkpoint: nothing is left to do
                     break
                 self._step(run)
-                next_step = now + run.job.step_ms
+                next_step = now + run.job.step_ms + (run.job.stall_ms if run.step == run.job.stall_at else 0)
                 continue
             await self._until(run, min(next_step, *self._dues(run)))
         if not run.tree_gone:

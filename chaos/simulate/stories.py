@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 
 from chaos.simulate.executor import SimJob, loss_of, state_after
+from chaos.simulate.gray import STORIES as GRAY
 from chaos.simulate.grid import NotSeen, Shape, SimGrid
 from chaos.simulate.history import GLOBAL_STORE, Gone, Started, Stepped
 from chaos.simulate.play import Claim, Outcome, Story, play
@@ -154,6 +155,7 @@ STORIES: dict[str, Story] = {
         Story("agent-frozen", "an agent is frozen, and thaws", agent_frozen, SHAPE),
         Story("view-lost", "a replica loses the global store", view_lost, SHAPE),
         STORM,
+        *GRAY,
     )
 }
 

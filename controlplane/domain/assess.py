@@ -17,6 +17,7 @@ from controlplane.domain.evidence import (
     by_subject,
     calls_out,
     is_level,
+    job_of,
     unreadable,
 )
 from controlplane.domain.repeats import is_sticky
@@ -46,7 +47,7 @@ class _Scene:
 
 
 def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
-    """All devices, and the incidents of nodes."""
+    """All devices, and the incidents of nodes and jobs."""
     scene = _Scene(
         state, settings, now, RegionKeys(state.region), by_subject(state.findings),
         incidents.open_by_subject(state.incidents), unreadable(state),
@@ -60,9 +61,14 @@ def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
         if decision is not None:
             decisions.append(decision)
     for node in sorted(state.nodes):
-        decision = _ended(scene, node) or _node(scene, node)
+        decision = _ended(scene, node) or _incidents_only(scene, node, f"node/{node}")
         if decision is not None:
             decisions.append(decision)
+    for subject in sorted({*scene.findings, *scene.standing}):
+        if (job := job_of(subject)) is not None:
+            decision = _incidents_only(scene, subject, f"job/{job}")
+            if decision is not None:
+                decisions.append(decision)
     return (*_together(plain), *decisions)
 
 
@@ -235,16 +241,16 @@ def _together(plain: dict[NodeId, list[tuple[Put, HealthRecord | None]]]) -> Ite
             yield Decision("health.step", sentence, puts, subject=f"node/{node}", audit=told)
 
 
-# -- nodes ------------------------------------------------------------------------------------------------------------
+# -- nodes and jobs ---------------------------------------------------------------------------------------------------
 
 
-def _node(scene: _Scene, node: NodeId) -> Decision | None:
-    """Incidents of findings that are about a node and none of its devices."""
-    active = [f for f in scene.findings.get(node, ()) if f.record.active]
-    standing = scene.standing.get(node, {})
+def _incidents_only(scene: _Scene, subject: str, reference: str) -> Decision | None:
+    """Incidents of findings that are about a node and none of its devices, or about a job."""
+    active = [f for f in scene.findings.get(subject, ()) if f.record.active]
+    standing = scene.standing.get(subject, {})
     if not active and not standing:
         return None
-    folded = incidents.fold(scene.state, node, active, standing, True, scene.now)
+    folded = incidents.fold(scene.state, subject, active, standing, True, scene.now)
     if not folded.writes:
         return None
     draft = Draft()
@@ -256,4 +262,4 @@ def _node(scene: _Scene, node: NodeId) -> Decision | None:
     )
     ids = tuple(f.record.id for f in active)
     trace = folded.writes[0][0].trace
-    return Decision("incident.open", told, draft.writes(), (), f"node/{node}", ids, trace)
+    return Decision("incident.open", told, draft.writes(), (), reference, ids, trace)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from controlplane.domain.words import SEPARATOR
 from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.ids import DeviceId, JobId, NodeId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.records.common import Action, Scope, Severity
 from gridkeeper.records.faults import FindingRecord
@@ -62,11 +62,25 @@ def worst(findings: Iterable[FindingRecord]) -> FindingRecord | None:
 
 
 def by_subject(findings: Mapping[str, Finding]) -> dict[str, list[Finding]]:
-    """All findings, active or not, by device id or (findings of a whole node) node id."""
+    """All findings, active or not, by device id, node id (findings of a whole node) or subject of a job."""
     grouped: dict[str, list[Finding]] = defaultdict(list)
     for _, finding in sorted(findings.items()):
-        grouped[finding.record.device or finding.record.node].append(finding)
+        record = finding.record
+        grouped[job_subject(JobId(record.job)) if record.job else record.device or record.node].append(finding)
     return grouped
+
+
+_JOB = f"job{SEPARATOR}"
+
+
+def job_subject(job: JobId) -> str:
+    """The subject of findings and incidents that are about a job. No device or node id has a colon."""
+    return f"{_JOB}{job}"
+
+
+def job_of(subject: str) -> JobId | None:
+    """The job that a subject stands for; None: it is a device or a node."""
+    return JobId(subject.removeprefix(_JOB)) if subject.startswith(_JOB) else None
 
 
 def merged(old: tuple[str, ...], new: tuple[str, ...], most: int = MAX_EVIDENCE) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
+from controlplane.domain.evidence import job_of
 from controlplane.rpc.rows import Inputs, KindSpec, Scene, differing, message, new_object, word, yes
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
@@ -23,13 +24,14 @@ def _device_labels(record: Any) -> dict[str, str]:
 
 
 def incident_labels(record: IncidentRecord) -> dict[str, str]:
-    on_device = "/" in record.subject
+    job, on_device = job_of(record.subject), "/" in record.subject
     return {
         "state": word(record.state),
         "severity": word(record.severity),
         "class": record.fault_class,
-        "node": "" if ":" in record.subject else record.subject.partition("/")[0],  # a silent rack is of no one node
+        "node": "" if ":" in record.subject else record.subject.partition("/")[0],  # a rack or a job is of no one node
         "device": record.subject if on_device else "",
+        "job": job or "",
         "drain": record.drain,
     }
 
@@ -93,7 +95,7 @@ RECORDS: tuple[KindSpec, ...] = (
         "incident",
         lambda s: s.region.incidents,
         incident_labels,
-        ("state", "severity", "class", "node", "device", "drain"),
+        ("state", "severity", "class", "node", "device", "job", "drain"),
     ),
     _single(
         api_pb2.KIND_DRAIN,
@@ -109,6 +111,7 @@ RECORDS: tuple[KindSpec, ...] = (
         lambda r: (
             _device_labels(r)
             | {
+                "job": r.job,
                 "severity": word(r.severity),
                 "class": r.fault_class,
                 "code": r.code,
@@ -117,7 +120,7 @@ RECORDS: tuple[KindSpec, ...] = (
                 "active": yes(r.active),
             }
         ),
-        ("node", "device", "severity", "class", "code", "rule", "action", "active"),
+        ("node", "device", "job", "severity", "class", "code", "rule", "action", "active"),
     ),
     _single(
         api_pb2.KIND_EVENT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from controlplane.domain.evidence import job_of
 from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId
 from gridkeeper.records.faults import IncidentState
 from gridkeeper.snapshot import GlobalState, RegionState
@@ -145,7 +146,9 @@ def _evidence(thread: Thread, region: RegionState) -> None:
     for name in thread.incidents:
         incident = region.incidents[name].record
         thread.findings.update(finding for finding in incident.findings if finding in region.findings)
-        if "/" in incident.subject:
+        if job := job_of(incident.subject):
+            thread.jobs.add(job)
+        elif "/" in incident.subject:
             thread.devices.add(DeviceId(incident.subject))
         elif ":" not in incident.subject:
             thread.nodes.add(NodeId(incident.subject))

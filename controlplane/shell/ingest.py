@@ -258,7 +258,7 @@ class Ingest:
         if len(report.workloads) > MAX_WORKLOADS:
             raise BadWorkload(f"workloads: {len(report.workloads)} are more than {MAX_WORKLOADS}")
         stream.report = report
-        stream.report_ms = self._clock.wall_ms()
+        stream.report_ms, stream.report_mono_ms = self._clock.wall_ms(), self._clock.mono_ms()
         stream.reported.set()
 
     async def stop(self) -> None:

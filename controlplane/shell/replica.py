@@ -19,6 +19,7 @@ from controlplane.shell.jobfeed import JobFeed
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import LogNotifier, Notices
 from controlplane.shell.ownerview import OwnerView
+from controlplane.shell.peerwatch import PeerShell
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.sessioncare import SessionCare
@@ -110,6 +111,10 @@ class Replica:
             timings,
             self.ingest.heard_age_ms,
         )
+        self._peers = PeerShell(
+            region, replica, self.table, self.ingest.streams, self.local, self.world, self._local_applier, clock, rng,
+            lambda: self.settings,
+        )  # fmt: skip
         self._replicator = Replicator(region, ports.checkpoints)
         self._notices = Notices(ports.notifier or LogNotifier())
         self.front = FrontDoor(
@@ -141,6 +146,7 @@ class Replica:
             await self._found(self._ports.region_store, self._keys.meta, f"region/{self.region}")
             group.create_task(self._present())
             group.create_task(self._keep("the rules over telemetry", self._rules.run))
+            group.create_task(self._keep("the comparison of peers", self._peers.run))
             group.create_task(self._keep("the care for sessions", self._care.run))
             group.create_task(self._keep("the watch over silence", self.ingest.silence.run))
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, both=True))

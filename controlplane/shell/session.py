@@ -50,6 +50,7 @@ class AgentStream:
     checkpoints: asyncio.Queue[CheckpointReady] = field(default_factory=lambda: asyncio.Queue(MAX_CHECKPOINTS))
     report: WorkloadReport | None = None
     report_ms: int = 0
+    report_mono_ms: int = 0
     reported: asyncio.Event = field(default_factory=asyncio.Event)
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     logs: dict[int, asyncio.Future[LogChunk]] = field(default_factory=dict)

@@ -79,6 +79,7 @@ class FindingRecord:
     confidence: Confidence = Confidence.HIGH
     shadow: bool = False  # its rule only watches: nothing acts on it
     count: int = 1  # sightings
+    job: str = ""  # it is about this job and none of its devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class IncidentRecord:
 
     id: IncidentId
     region: RegionId
-    subject: str  # device id or node id; "rack:<name>", "zone:<name>" or "region:<name>" of a silence
+    subject: str  # device or node id; "job:<name>"; "rack:<name>", "zone:<name>" or "region:<name>" of a silence
     fault_class: str
     state: IncidentState
     severity: Severity

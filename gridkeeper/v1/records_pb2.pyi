@@ -1012,6 +1012,7 @@ class FindingRecord(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -1031,6 +1032,8 @@ class FindingRecord(_message.Message):
     confidence: Global___Confidence.ValueType
     shadow: _builtins.bool
     count: _builtins.int
+    job: _builtins.str
+    """it is about this job and none of its devices"""
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1056,10 +1059,11 @@ class FindingRecord(_message.Message):
         confidence: Global___Confidence.ValueType = ...,
         shadow: _builtins.bool = ...,
         count: _builtins.int = ...,
+        job: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "code", b"code", "confidence", b"confidence", "count", b"count", "device", b"device", "evidence", b"evidence", "fault_class", b"fault_class", "id", b"id", "node", b"node", "observed_ms", b"observed_ms", "region", b"region", "rule", b"rule", "rule_version", b"rule_version", "scope", b"scope", "sentence", b"sentence", "severity", b"severity", "shadow", b"shadow", "source", b"source", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "code", b"code", "confidence", b"confidence", "count", b"count", "device", b"device", "evidence", b"evidence", "fault_class", b"fault_class", "id", b"id", "job", b"job", "node", b"node", "observed_ms", b"observed_ms", "region", b"region", "rule", b"rule", "rule_version", b"rule_version", "scope", b"scope", "sentence", b"sentence", "severity", b"severity", "shadow", b"shadow", "source", b"source", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.devices import BackendError, Device, Sighting
 from gridkeeper.records.fleet import EventKind
-from gridkeeper.telemetry import METRICS
+from gridkeeper.telemetry import COLUMN, METRICS
 from nodeagent.backends import nvml_metrics
 from nodeagent.backends.nvml_metrics import DRIVER_GONE, GONE, MIB, nv
+from nodeagent.backends.nvml_throughput import Throughput
 from nodeagent.inventory import Inventory, assign_slots
 from nodeagent.pci import normal_bus_id
 
@@ -77,6 +78,7 @@ class NvmlBackend:
         self._deaf: set[str] = set()  # slots that take no event registration
         self._stop = threading.Event()
         self._busy = ""
+        self._throughput = Throughput()
 
     @property
     def busy(self) -> str:
@@ -94,6 +96,7 @@ class NvmlBackend:
             except nv.NVMLError as error:
                 raise _failed("nvmlInit", error) from error
             self._initialised = True
+            self._throughput.forget()
             devices = self._take_inventory()
             self._deaf = set()
             self._register()  # events from here on are kept until somebody waits for them
@@ -153,6 +156,8 @@ class NvmlBackend:
                     continue
                 try:
                     rows[number] = nvml_metrics.read_row(handle)
+                    for column, rate in self._throughput.read(device.slot, handle).items():
+                        rows[number, COLUMN[column]] = rate
                 except nv.NVMLError as error:
                     if error.value not in GONE:
                         raise _failed("sample", error) from error

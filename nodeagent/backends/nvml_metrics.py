@@ -52,10 +52,11 @@ def _slowdown(handle: Any) -> tuple[float | None, ...]:
 
 def _fields(handle: Any) -> tuple[float | None, ...]:
     values = nv.nvmlDeviceGetFieldValues(handle, [nv.NVML_FI_DEV_MEMORY_TEMP, nv.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
-    return tuple(_field(value) for value in values)
+    return tuple(field_number(value) for value in values)
 
 
-def _field(value: Any) -> float | None:
+def field_number(value: Any) -> float | None:
+    """A field's value; None if the driver has none. Raises ``pynvml.NVMLError`` with a code in ``GONE``."""
     if value.nvmlReturn != nv.NVML_SUCCESS:
         if value.nvmlReturn in GONE:
             raise nv.NVMLError(value.nvmlReturn)

@@ -128,7 +128,26 @@ def test_inventory_and_every_metric(sim: SimNvml, libraries: Path) -> None:
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     unknown = {metric.name for metric in METRICS if row[metric.name] is None}
-    assert unknown == {"retired_pages_sbe", "retired_pages_dbe", "retired_pending"}, "Hopper retires no pages"
+    rates = {"nvlink_tx", "nvlink_rx", "pcie_tx", "pcie_rx"}
+    assert unknown - rates == {"retired_pages_sbe", "retired_pages_dbe", "retired_pending"}, "Hopper retires no pages"
+    assert rates <= unknown, "one count is no rate"
+
+
+def test_rates_of_links_are_known_from_the_second_count_on(sim: SimNvml, libraries: Path) -> None:
+    """Protects: what moved between two samples is a rate; a counter that fell (the driver was loaded anew) is none."""
+    columns = ("nvlink_tx", "nvlink_rx", "pcie_tx", "pcie_rx")
+    device = sim.device(2)
+    device.set(nvlink_tx=9, nvlink_rx=9, pcie_tx=9, pcie_rx=9)
+    with probe(sim, build(libraries), "--samples", "1000000") as program:
+        first = program.ask("sample", slot="gpu2")
+        assert [first[column] for column in columns] == [None] * 4, "one count is no rate"
+        program.ask("sample", slot="gpu2", nvlink_rx=0.0, pcie_rx=0.0)
+        for column in columns:
+            device.set(**{column: 1_000_000_000})
+            while not (program.ask("sample", slot="gpu2")[column] or 0) > 0:
+                pass
+        device.set(nvlink_tx=5)
+        program.ask("sample", slot="gpu2", nvlink_tx=0.0)
 
 
 def test_before_ampere_pages_retire_and_rows_do_not(tmp_path: Path, libraries: Path) -> None:
