@@ -110,8 +110,8 @@ class Fleet:
         for now_ms in range(every_ms, round(hours * 3_600_000) + 1, every_ms):
             values = self.rows(now_ms / 1_000, every_ms / 1_000)
             self.table.ingest(ALL, values.tobytes(), len(self.devices), len(METRICS), now_ms)
-            for verdict in watch.evaluate(self.table, self.members, (), policy, now_ms):
-                yield now_ms, verdict
+            for verdicts in watch.evaluate(self.table, self.members, (), policy, now_ms):
+                yield from ((now_ms, verdict) for verdict in verdicts)
 
     def play(self, hours: float, every_ms: int, policy: PeerPolicy) -> list[Verdict]:
         """Convictions."""
@@ -127,7 +127,8 @@ def cost_ms(devices: int, looks: int = 5) -> list[float]:
         values = fleet.rows(now_ms / 1_000, 5)
         fleet.table.ingest(ALL, values.tobytes(), devices, len(METRICS), now_ms)
         begun = time.perf_counter()
-        watch.evaluate(fleet.table, fleet.members, (), PeerPolicy(), now_ms)
+        for _ in watch.evaluate(fleet.table, fleet.members, (), PeerPolicy(), now_ms):
+            pass
         times.append((time.perf_counter() - begun) * 1_000)
     return times[1:]  # the first one arranges the rows
 

@@ -126,8 +126,10 @@ class PeerShell:
             policy = self._settings().policy.peers
             if self._settings().policy.mode is not Mode.OFF and policy.mode is not Mode.OFF:
                 now = self._clock.mono_ms()
-                for verdict in self._peers.evaluate(self._table, self._peers_of(), self._convicted(), policy, now):
-                    self._slow(verdict)
+                for verdicts in self._peers.evaluate(self._table, self._peers_of(), self._convicted(), policy, now):
+                    for verdict in verdicts:
+                        self._slow(verdict)
+                    await self._clock.sleep(0)  # renewals are answered in between
                 if self._world.fresh:
                     self._hanging(now)
                 await self._writer.write()

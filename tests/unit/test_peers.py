@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from benchmarks.peers import Fleet
 from controlplane.domain.fleet import FleetTable
 from controlplane.domain.peers import (
     FORGET_MS,
     METRICS,
+    Layout,
     Member,
     PeerWatch,
     Verdict,
@@ -57,7 +59,8 @@ class Bench:
         if heard:
             rows, columns = self.values.shape
             self.table.ingest(NodeId("n1"), self.values.tobytes(), rows, columns, self.now_ms)
-        return self.watch.evaluate(self.table, self.members, self.standing, self.policy, self.now_ms)
+        looks = self.watch.evaluate(self.table, self.members, self.standing, self.policy, self.now_ms)
+        return tuple(verdict for look in looks for verdict in look)
 
     def looks(self, seconds: float, heard: bool = True) -> list[Verdict]:
         return [v for _ in range(round(seconds * 1_000 / EVERY_MS)) for v in self.look(heard)]
@@ -202,17 +205,22 @@ def test_what_an_earlier_leader_convicted_is_cleared_once_it_is_seen_to_be_well(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), min_size=1, max_size=6))
 def test_the_statistics_of_all_groups_at_once_are_those_of_each(found: list[list[float]]) -> None:
-    values = np.array([value for group in found for value in group])
-    groups = np.array([number for number, group in enumerate(found) for _ in group])
-    shuffled = np.random.default_rng(len(values)).permutation(len(values))
-    got = spread(values[shuffled], groups[shuffled], len(found) + 1)
+    values, groups = flat(found)
+    order = np.random.default_rng(len(values)).permutation(len(values))
+    values = np.concatenate([values[order], [np.nan, 5.0]])
+    groups = np.concatenate([groups[order], [0, -1]])
+    got = spread(values, Layout.of(groups))
     for number, group in enumerate(found):
         median = np.median(group)
         assert got.median[number] == median
         assert got.mad[number] == np.median(np.abs(np.array(group) - median))
         assert got.count[number] == len(group)
-    assert np.isnan(got.median[-1])
-    assert got.count[-1] == 0
+
+
+def flat(found: list[list[float]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Values, and the number of the group of each."""
+    values = np.array([value for group in found for value in group])
+    return values, np.array([number for number, group in enumerate(found) for _ in group])
 
 
 @settings(max_examples=100, deadline=None)
@@ -223,12 +231,10 @@ def test_a_conviction_always_has_a_reason(found: list[list[float]], seed: int) -
     """Protects: whatever the values, only a minority that is worse by ``least`` is convicted, and never in a small
     group; the order of the rows changes nothing."""
     policy = PeerPolicy()
-    values = np.array([value for group in found for value in group])
-    groups = np.array([number for number, group in enumerate(found) for _ in group])
-    sizes = np.array([len(group) for group in found])
-    judged, worse = outliers(values, groups, sizes, CLOCK, policy)
+    values, groups = flat(found)
+    judged, worse = outliers(values, Layout.of(groups), CLOCK, policy)
     order = np.random.default_rng(seed).permutation(len(values))
-    again = outliers(values[order], groups[order], sizes, CLOCK, policy)
+    again = outliers(values[order], Layout.of(groups[order]), CLOCK, policy)
     assert (again[0] == judged[order]).all()
     assert (again[1] == worse[order]).all()
     assert (judged | ~worse).all()
