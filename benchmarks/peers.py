@@ -141,7 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     policy = PeerPolicy()
     print("false convictions of healthy devices")
-    for for_ms in (0, 15_000, 30_000, 60_000):
+    for for_ms in (0, 15_000, 30_000, 60_000, 120_000):
         hours = min(options.hours, 0.25)
         few = Fleet(options.devices, options.seed)
         false = few.play(hours, 5_000, PeerPolicy(for_ms=for_ms))

@@ -248,9 +248,10 @@ def scan(directory: Path, table: Table) -> pl.LazyFrame:
 def read(directory: Path, table: Table) -> pl.DataFrame:
     """All rows of a table in order of ``at_ms`` (then as written). Raises ``BadRecording``."""
     try:
-        return scan(directory, table).collect().sort("at_ms", maintain_order=True)
+        rows = scan(directory, table).collect().sort("at_ms", maintain_order=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise BadRecording(f"{directory}/{table.name}: {error}; remove the file that does not read") from error
+    return rows.unique("id", keep="first", maintain_order=True) if table is EVENTS else rows
 
 
 def newest(directory: Path, table: Table) -> dict[tuple[Cell, ...], Row]:

@@ -6,6 +6,7 @@ A block of telemetry goes in as it came over the wire, with no work per value. W
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,16 @@ NEVER_MS = -(1 << 62)
 
 class BadTelemetry(ValueError):
     """A block that does not fit its node's inventory; the message names what differs and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of the table: whose, when sampled, one line of values each, and the newest of these times."""
+
+    devices: tuple[DeviceId, ...]
+    seen_ms: NDArray[np.int64]
+    values: NDArray[np.float32]
+    newest_ms: int
 
 
 class FleetTable:
@@ -142,6 +153,13 @@ class FleetTable:
         """All rows of one metric. A view; raises ``KeyError``."""
         column: NDArray[np.float32] = self._values[COLUMN[metric]]
         return column
+
+    def newer(self, after_ms: int) -> Rows:
+        """Copies of the rows whose sample was taken after ``after_ms``, in the table's order."""
+        rows = np.flatnonzero(self._used & (self._seen > after_ms))
+        seen = self._seen[rows]
+        newest = int(seen.max()) if len(rows) else after_ms
+        return Rows(tuple(self._ids[row] for row in rows.tolist()), seen, self._values[:, rows].T.copy(), newest)
 
     def device_at(self, row: int) -> DeviceId:
         return self._ids[row]

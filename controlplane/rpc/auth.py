@@ -18,6 +18,7 @@ NEEDS: dict[str, UserRole] = {
     "JobLogs": UserRole.VIEWER,
     "SlaStatus": UserRole.VIEWER,
     "Info": UserRole.VIEWER,
+    "Samples": UserRole.VIEWER,
     "Cordon": UserRole.OPERATOR,
     "Uncordon": UserRole.OPERATOR,
     "Drain": UserRole.OPERATOR,

@@ -11,6 +11,7 @@ from controlplane.rpc.listing import Pages, checked_kind, scene_of
 from controlplane.rpc.live import with_live
 from controlplane.rpc.objects import ObjectCache
 from controlplane.rpc.refusal import invalid, not_found
+from controlplane.rpc.sampling import Sampling
 from controlplane.rpc.sources import Acts, Views
 from controlplane.rpc.thread import Thread, thread_of
 from controlplane.rpc.trail import AuditTrail
@@ -41,6 +42,7 @@ class GridService:
         self._pages = Pages(views, self._cache)
         self._trail = AuditTrail(views, acts)
         self._watches = Watches(views, self._cache, self._trail, clock)
+        self._sampling = Sampling(views, clock)
 
     async def page(self, request: api_pb2.ListRequest) -> api_pb2.ListResponse:
         if request.kind == api_pb2.KIND_AUDIT:
@@ -62,6 +64,9 @@ class GridService:
 
     def watch(self, request: api_pb2.WatchRequest) -> AsyncGenerator[WatchEvent, None]:
         return self._watches.watch(request)
+
+    def samples(self, request: api_pb2.SamplesRequest) -> AsyncGenerator[api_pb2.SampleBlock, None]:
+        return self._sampling.stream(request)
 
     async def explain(self, request: api_pb2.GetRequest) -> api_pb2.Explanation:
         kind, wanted = self._named(request)

@@ -26,6 +26,7 @@ from gridkeeper.v1 import agent_pb2, api_pb2
 log = logging.getLogger("gridkeeper.api")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Stream = Callable[[Any], AsyncGenerator[Any, None]]
 Answer = Callable[[Any, Identity, UserRole], Awaitable[Any]]
 GRID = api_pb2.DESCRIPTOR.services_by_name["Grid"]
 
@@ -48,7 +49,7 @@ def add_grid(
 
 
 def answers(service: GridService) -> dict[str, Answer]:
-    """RPC -> how it is answered; all but ``Watch``, which streams."""
+    """RPC -> how it is answered; all but those that stream."""
     return {
         "List": lambda request, who, role: service.page(request),
         "Get": lambda request, who, role: service.get(request),
@@ -70,6 +71,7 @@ def answers(service: GridService) -> dict[str, Answer]:
 def handlers(service: GridService, trust_domain: str) -> grpc.GenericRpcHandler:
     """One handler per RPC of the service's descriptor. Raises ``KeyError`` for an RPC without a role or an answer."""
     unary = answers(service)
+    streams: dict[str, Stream] = {"Watch": service.watch, "Samples": service.samples}
     table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in GRID.methods:
         NEEDS[method.name]
@@ -77,7 +79,7 @@ def handlers(service: GridService, trust_domain: str) -> grpc.GenericRpcHandler:
         response: Any = getattr(api_pb2, method.output_type.name)
         if method.server_streaming:
             handler: Any = grpc.unary_stream_rpc_method_handler
-            behaviour: Any = _streaming(method.name, service.watch, trust_domain)
+            behaviour: Any = _streaming(method.name, streams[method.name], trust_domain)
         else:
             handler = grpc.unary_unary_rpc_method_handler
             behaviour = _unary(method.name, unary[method.name], trust_domain)
@@ -108,9 +110,7 @@ def _unary(rpc: str, answer: Answer, trust_domain: str) -> Callable[[Any, Contex
     return call
 
 
-def _streaming(
-    rpc: str, stream: Callable[[Any], AsyncGenerator[Any, None]], trust_domain: str
-) -> Callable[[Any, Context], AsyncGenerator[Any, None]]:
+def _streaming(rpc: str, stream: Stream, trust_domain: str) -> Callable[[Any, Context], AsyncGenerator[Any, None]]:
     async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
         who = "?"
         try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from controlplane.shell.apply import Conflict
 from gridkeeper.decision import Decision, Now
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId, Revision
@@ -21,6 +24,7 @@ __all__ = [
     "JobLogUnavailable",
     "MetricSample",
     "ReplicaInfo",
+    "Samples",
     "StoreName",
     "Views",
 ]
@@ -45,6 +49,17 @@ class DeviceTelemetry:
 
     metrics: tuple[MetricSample, ...]
     age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Rows of the fleet table. ``values``: one row per device, one column per metric of ``gridkeeper.telemetry``.
+    ``at_ms``: when each was sampled, wall time. ``newest``: what to ask for next (``Views.samples``)."""
+
+    devices: tuple[DeviceId, ...]
+    at_ms: NDArray[np.int64]
+    values: NDArray[np.float32]
+    newest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,10 @@ class Views(Protocol):
 
     def telemetry(self, device: DeviceId, recent: bool) -> DeviceTelemetry | None:
         """The newest sample, with its ring if ``recent``; None: this replica has none."""
+        ...
+
+    def samples(self, after: int) -> Samples:
+        """Rows that this replica holds and that are newer than ``Samples.newest`` of the answer before; 0: all."""
         ...
 
     def heard_age_ms(self, node: NodeId) -> int:

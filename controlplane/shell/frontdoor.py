@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import gridkeeper
-from controlplane.domain.fleet import FleetTable
+from controlplane.domain.fleet import NEVER_MS, FleetTable
 from controlplane.rpc.sources import (
     DeviceTelemetry,
     HistoryItem,
@@ -15,6 +15,7 @@ from controlplane.rpc.sources import (
     JobLogUnavailable,
     MetricSample,
     ReplicaInfo,
+    Samples,
     StoreName,
 )
 from controlplane.shell.apply import Applier
@@ -100,6 +101,11 @@ class FrontDoor:
 
     def _recent(self, device: DeviceId, metric: str) -> tuple[float, ...]:
         return tuple(float(v) if math.isfinite(v) else math.nan for v in self._table.recent(device, metric))
+
+    def samples(self, after: int) -> Samples:
+        found = self._table.newer(after or NEVER_MS)
+        offset = self._clock.wall_ms() - self._clock.mono_ms()
+        return Samples(found.devices, found.seen_ms + offset, found.values, found.newest_ms)
 
     def heard_age_ms(self, node: NodeId) -> int:
         return self._ingest.heard_age_ms(node)

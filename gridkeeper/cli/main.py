@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sla": ("gridkeeper.cli.sla:sla", "Uptime of the month so far."),
     "faults": ("gridkeeper.cli.faults:faults", "The fault catalogue: what a code means, by whose word."),
     "info": ("gridkeeper.cli.about:info", "The replicas, as they answer."),
+    "record": ("gridkeeper.cli.record:record", "Write what happens to Parquet files."),
     "tui": ("gridkeeper.cli.daemons:tui", "The terminal user interface."),
     "up": ("gridkeeper.cli.daemons:up", "A whole grid on this machine."),
     "demo": ("gridkeeper.cli.daemons:demo", "Two stories of faults, played and checked."),

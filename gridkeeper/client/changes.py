@@ -13,9 +13,11 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """An object appeared or changed. Treat the message as immutable."""
+    """An object appeared or changed. Treat the message as immutable. ``as_of_wall_ms``: when it was told, by the clock
+    of the replica that told it; 0: that is not known."""
 
     object: Object
+    as_of_wall_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gridkeeper.client.changes import Alive, Change, Merger
+from gridkeeper.client.changes import Alive, Change, Merger, Put
 from gridkeeper.client.errors import ClientError
 from gridkeeper.client.replicas import Replicas, WatchStalled
 from gridkeeper.ids import RegionId
@@ -74,7 +74,8 @@ def _merge(merger: Merger, told: _Told) -> list[Change]:
         case _Event(region, event):
             which = event.WhichOneof("event")
             if which == "put":
-                return merger.put(region, event.put)
+                changes = merger.put(region, event.put)
+                return [replace(c, as_of_wall_ms=event.as_of_wall_ms) if isinstance(c, Put) else c for c in changes]
             if which == "deleted":
                 return merger.deleted(region, event.deleted.kind, event.deleted.name)
             if which == "synced":

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from gridkeeper.client import fanout, follow
+from gridkeeper.client import fanout, follow, samples
 from gridkeeper.client.changes import Change
 from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
 from gridkeeper.client.replicas import Patience, Replicas
@@ -160,6 +160,11 @@ class GridClient:
         reconnects by itself and then tells what has vanished meanwhile. Close it by ``aclose()``."""
         request = api_pb2.WatchRequest(kinds=list(kinds), selector=selector)
         return follow.watch(self._all, request, self._clock)
+
+    def samples(self, period_ms: int = 0) -> AsyncGenerator[api_pb2.SampleBlock, None]:
+        """Telemetry of all replicas of all regions, each row once per ``period_ms`` (0: 10 s), for ever. Close it by
+        ``aclose()``."""
+        return samples.samples(self._all, api_pb2.SamplesRequest(period_ms=period_ms), self._clock)
 
     async def sla_status(self, scope: str = "") -> SlaListing:
         """Accounts with their open interval; ``scope`` "" = all, else ``device/<id>``, ``region/<r>``, ``job/<id>``."""

@@ -95,11 +95,25 @@ class Replicas:
         answer: R = await method(request, timeout=timeout_ms / 1000)
         return answer
 
+    async def samples(self, index: int, request: api_pb2.SamplesRequest) -> AsyncGenerator[api_pb2.SampleBlock, None]:
+        """Blocks of one replica until its stream ends; a silent one counts as ended. Raises ``ClientError`` for what
+        would fail at every replica."""
+        read = self._stream(index, "Samples", request, api_pb2.SampleBlock)
+        try:
+            async with aclosing(read) as blocks:
+                async for block in blocks:
+                    yield block
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in RETRIABLE and error.code() not in _TRANSIENT:
+                raise from_rpc(error) from error
+        except TimeoutError:
+            return
+
     async def watch(self, request: api_pb2.WatchRequest) -> AsyncGenerator[api_pb2.WatchEvent, None]:
         """Events of one stream from the preferred replica until it ends. Raises ``ClientError`` for what would fail at
         every replica, ``WatchStalled`` (with the cause) when another one may do; that one is preferred next."""
         index = self._preferred
-        async with aclosing(self._stream(index, request)) as events:
+        async with aclosing(self._stream(index, "Watch", request, api_pb2.WatchEvent)) as events:
             try:
                 async for event in events:
                     yield event
@@ -114,18 +128,18 @@ class Replicas:
         self._preferred = (index + 1) % len(self._channels)
         raise WatchStalled(f"{self.addresses[index]}: the stream ended")
 
-    async def _stream(self, index: int, request: api_pb2.WatchRequest) -> AsyncGenerator[api_pb2.WatchEvent, None]:
+    async def _stream(self, index: int, name: str, request: Message, response: type[R]) -> AsyncGenerator[R, None]:
         method = self._channels[index].unary_stream(
-            SERVICE + "Watch",
-            request_serializer=api_pb2.WatchRequest.SerializeToString,
-            response_deserializer=api_pb2.WatchEvent.FromString,
+            SERVICE + name,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
         )
         call = method(request)
         try:
             while True:
                 async with asyncio.timeout(self._patience.stall_ms / 1000):
                     event = await call.read()
-                if not isinstance(event, api_pb2.WatchEvent):  # grpc.aio.EOF
+                if not isinstance(event, response):  # grpc.aio.EOF
                     return
                 yield event
         finally:

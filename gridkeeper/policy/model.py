@@ -197,7 +197,7 @@ class PeerPolicy:
 
     sigmas: float = 6.0
     least: float = 0.1
-    for_ms: int = 120_000
+    for_ms: int = 180_000
     peers: int = 4
     hang_ms: int = 60_000
     hang_steps: int = 10

@@ -109,6 +109,11 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.InfoRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.InfoResponse.FromString,
                 _registered_method=True)
+        self.Samples = channel.unary_stream(
+                '/gridkeeper.v1.Grid/Samples',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.SamplesRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.SampleBlock.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -207,6 +212,13 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Samples(self, request, context):
+        """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -284,6 +296,11 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.InfoRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.InfoResponse.SerializeToString,
+            ),
+            'Samples': grpc.unary_stream_rpc_method_handler(
+                    servicer.Samples,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.SamplesRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.SampleBlock.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -691,6 +708,33 @@ class Grid:
             '/gridkeeper.v1.Grid/Info',
             gridkeeper_dot_v1_dot_api__pb2.InfoRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.InfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Samples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Samples',
+            gridkeeper_dot_v1_dot_api__pb2.SamplesRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.SampleBlock.FromString,
             options,
             channel_credentials,
             insecure,

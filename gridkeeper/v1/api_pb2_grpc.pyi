@@ -49,6 +49,8 @@ class GridStub:
     JobLogs: _grpc.UnaryUnaryMultiCallable[_api_pb2.JobLogsRequest, _api_pb2.JobLogsResponse]
     SlaStatus: _grpc.UnaryUnaryMultiCallable[_api_pb2.SlaRequest, _api_pb2.SlaResponse]
     Info: _grpc.UnaryUnaryMultiCallable[_api_pb2.InfoRequest, _api_pb2.InfoResponse]
+    Samples: _grpc.UnaryStreamMultiCallable[_api_pb2.SamplesRequest, _api_pb2.SampleBlock]
+    """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period."""
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -71,6 +73,8 @@ class GridAsyncStub(GridStub):
     JobLogs: _aio.UnaryUnaryMultiCallable[_api_pb2.JobLogsRequest, _api_pb2.JobLogsResponse]  # type: ignore[assignment]
     SlaStatus: _aio.UnaryUnaryMultiCallable[_api_pb2.SlaRequest, _api_pb2.SlaResponse]  # type: ignore[assignment]
     Info: _aio.UnaryUnaryMultiCallable[_api_pb2.InfoRequest, _api_pb2.InfoResponse]  # type: ignore[assignment]
+    Samples: _aio.UnaryStreamMultiCallable[_api_pb2.SamplesRequest, _api_pb2.SampleBlock]  # type: ignore[assignment]
+    """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period."""
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -180,5 +184,13 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.InfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.InfoResponse, _abc.Awaitable[_api_pb2.InfoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Samples(
+        self,
+        request: _api_pb2.SamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_api_pb2.SampleBlock], _abc.AsyncIterator[_api_pb2.SampleBlock]]:
+        """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period."""
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,7 +12,7 @@ from gridkeeper.identity.spiffe import Identity, UserRole
 from gridkeeper.v1 import api_pb2
 
 RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
-READS = {"List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info"}
+READS = {"List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples"}
 
 
 def test_the_table_names_every_rpc_and_no_other() -> None:

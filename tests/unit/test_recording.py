@@ -101,3 +101,11 @@ def test_the_newest_row_of_each_key_is_where_a_recorder_goes_on(changes: list[tu
             expected[job] = (at, epoch)
         found = recording.newest(directory, OWNERSHIP)
     assert {key[0]: (row[0], int(str(row[2]))) for key, row in found.items()} == expected
+
+
+def test_the_documentation_names_every_table_and_column() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recording.md").read_text()
+    for table in TABLES.values():
+        section = text.split(f"## {table.name}\n", 1)[1].split("\n## ", 1)[0]
+        columns = [column for column in table.schema if table is not TELEMETRY or column in ("at_ms", "device")]
+        assert [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")] == columns
