@@ -50,7 +50,7 @@ class AgentConfig:
     checkpoints: str  # this region's checkpoint store
     rack: str = "default"
     labels: tuple[Label, ...] = ()
-    backends: tuple[str, ...] = ("nvml",)  # "nvml", "host", "replay:<file>"
+    backends: tuple[str, ...] = ("nvml",)  # "nvml", "amd", "ascend", "cambricon", "thead", "host", …
     kernel_log: str = "/dev/kmsg"  # or a file that is followed; "" = none
     metrics_listen: str = ""  # host:port; "" = off
     driver_timeout_ms: int = 10_000

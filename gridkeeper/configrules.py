@@ -100,7 +100,10 @@ def _backend(value: str) -> None:
     word, colon, rest = value.partition(":")
     if value in ("nvml", "host") or (word == "replay" and colon and rest):
         return
-    raise Wrong(f"{value[:80]!r} is no backend; use nvml, host or replay:<file>")
+    if word in ("amd", "ascend", "cambricon", "thead") and bool(colon) == bool(rest):
+        return
+    known = "nvml, amd, ascend, cambricon, thead (each of these four also as <name>:<path of its tool>), host"
+    raise Wrong(f"{value[:80]!r} is no backend; use {known} or replay:<file>")
 
 
 def _trust_domain(value: str) -> None:

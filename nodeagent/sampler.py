@@ -41,6 +41,14 @@ class Busy(Protocol):
     def busy(self) -> str: ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """A backend that should not be read more often than this."""
+
+    @property
+    def period_ms(self) -> int: ...
+
+
 class DeviceWatch:
     """Run ``run()`` as a task; read ``devices``, ``latest()`` and ``processes`` from the same loop."""
 
@@ -136,7 +144,8 @@ class DeviceWatch:
             if now_ms - started_ms <= self._timeout_ms:  # one that took longer is too old to be shown as new
                 self._latest, self.processes = (rows, now_ms), processes
             self._compare(devices, rows, started_ms)
-            await self._clock.sleep(max(0, self.sample_ms - (self._clock.mono_ms() - started_ms)))
+            period_ms = max(self.sample_ms, self.backend.period_ms if isinstance(self.backend, Paced) else 0)
+            await self._clock.sleep(max(0, period_ms - (self._clock.mono_ms() - started_ms)))
 
     def _read(self, devices: tuple[Device, ...]) -> tuple[NDArray[np.float32], tuple[tuple[int, str], ...]]:
         return self.backend.sample(devices), self.backend.processes(devices)

@@ -24,6 +24,7 @@ from gridkeeper.ports.devices import BackendError, Device, DeviceBackend
 from gridkeeper.telemetry import COLUMN, METRICS
 from nodeagent.backends.registry import make_backend
 from nodeagent.pci import normal_bus_id
+from tests.fixtures.faketool import FAKES
 
 IN_CHILD = ENVIRONMENT in os.environ
 TRACE = """\
@@ -34,12 +35,14 @@ TRACE = """\
 """
 
 
-@pytest.fixture(params=["nvml"] if IN_CHILD else ["host", "replay"])
+@pytest.fixture(params=["nvml"] if IN_CHILD else ["host", "replay", *FAKES])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeviceBackend]:
     spec = request.param
     if spec == "replay":
         (tmp_path / "trace.jsonl").write_text(TRACE)
         spec = f"replay:{tmp_path / 'trace.jsonl'}"
+    elif spec in FAKES:
+        spec = f"{spec}:{FAKES[spec](tmp_path / 'tool').path}"
     made = make_backend(spec, SystemClock(), tmp_path)
     yield made
     made.close()

@@ -24,9 +24,9 @@ from nodeagent.backends.replay import ReplayBackend, read_trace
 from nodeagent.inventory import Inventory, assign_slots
 
 
-@pytest.mark.parametrize("spec", ["", "amd", "nvml:1", "host:x", "replay", "replay:"])
+@pytest.mark.parametrize("spec", ["", "cuda", "amd:", "nvml:1", "host:x", "replay", "replay:"])
 def test_an_unknown_backend_says_what_is_known(spec: str) -> None:
-    with pytest.raises(BackendError, match=r"'nvml', 'host', 'replay:<file>'"):
+    with pytest.raises(BackendError, match=r"'nvml', 'amd', 'ascend', 'cambricon', 'thead', 'host', 'replay:<file>'"):
         make_backend(spec, SystemClock())
 
 

@@ -1,0 +1,80 @@
+"""Running a vendor's command-line tool: its output or a reason, in bounded time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from gridkeeper.ports.devices import BackendError
+
+OUTPUT_LIMIT = 8 * 1024 * 1024
+"""A host has at most some dozens of devices of some kilobytes each."""
+
+KILL_S = 60.0
+"""A tool that has not answered by then is killed. The sampler calls it a ``DRIVER_HANG`` long before
+(``driver_timeout_ms``); killing it only keeps hung processes from piling up."""
+
+
+class Tool:
+    """One executable, by name (looked up in PATH) or path. Safe to call from several threads, one call at a time."""
+
+    def __init__(self, command: str, remedy: str, kill_s: float = KILL_S) -> None:
+        """``remedy``: what to do when it is not there."""
+        self._command = command
+        self._remedy = remedy
+        self._kill_s = kill_s
+        self._busy = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self._command)
+
+    def run(self, *arguments: str, cwd: Path | None = None) -> str:
+        """What it prints. Raises ``BackendError`` if it is not there, ends with an error, prints more than
+        ``OUTPUT_LIMIT`` bytes or does not answer."""
+        path = shutil.which(self._command)
+        if path is None:
+            raise BackendError(f"{self._command}: is not there; {self._remedy}")
+        said = " ".join((self.name, *arguments))
+        with self._busy, tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=cwd,
+                    start_new_session=True, env=os.environ | {"LC_ALL": "C"},
+                )  # fmt: skip
+            except OSError as error:
+                raise BackendError(f"{said}: cannot be run ({error.strerror}); {self._remedy}") from error
+            late = threading.Event()
+            timer = threading.Timer(self._kill_s, _kill, (process, late))
+            timer.daemon = True
+            timer.start()
+            try:
+                assert process.stdout is not None  # a pipe, as asked for
+                with process.stdout:
+                    output = process.stdout.read(OUTPUT_LIMIT + 1)
+                if len(output) > OUTPUT_LIMIT:
+                    _kill(process, threading.Event())
+                code = process.wait()
+            finally:
+                timer.cancel()
+            if late.is_set():
+                raise BackendError(f"{said}: has not answered in {self._kill_s:.0f} s and was killed")
+            if len(output) > OUTPUT_LIMIT:
+                raise BackendError(f"{said}: prints more than {OUTPUT_LIMIT} bytes")
+            if code != 0:
+                errors.seek(0)
+                why = " ".join((errors.read(4096) or output[-4096:]).decode("utf-8", "replace").split())
+                raise BackendError(f"{said}: ends with {code}: {why[-300:] or 'no words'}")
+        return output.decode("utf-8", "replace")
+
+
+def _kill(process: subprocess.Popen[bytes], late: threading.Event) -> None:
+    late.set()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
