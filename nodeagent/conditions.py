@@ -26,6 +26,7 @@ class Conditions:
         self._counters: dict[tuple[str, str], float] = {}
         self._lasting: dict[tuple[str, str], int] = {}  # -> when it was told last
         self._listed: dict[str, set[str]] = {}
+        self._subjects: dict[str, set[str]] = {}
         self._told: list[Sighting] = []
 
     def take(self) -> tuple[Sighting, ...]:
@@ -62,9 +63,18 @@ class Conditions:
             if over is not None:
                 self.say(slot, over, f"over: {message}", now_ms)
 
-    def lasting(self, prefix: str) -> tuple[tuple[str, str], ...]:
-        """(slot, name) of conditions that last now and whose name starts so."""
-        return tuple(key for key in self._lasting if key[1].startswith(prefix))
+    def lasts_for(
+        self, name: str, subjects: Iterable[str], code: int, words: str, now_ms: int, over: int | None = None
+    ) -> None:
+        """One condition of the node that several things may be in (ports, disks): told when the first joins, at once
+        when another joins, and over when the last has left: its end must not end another one's."""
+        now = set(subjects)
+        joined = now - self._subjects.get(name, set())
+        self._subjects[name] = now
+        message = f"{words} {', '.join(sorted(now)[:16])}" if now else words
+        if joined:
+            self._lasting.pop(("", name), None)
+        self.lasts("", name, bool(now), int(code), message, now_ms, None if over is None else int(over))
 
     def fresh(self, listing: str, names: Iterable[str]) -> tuple[str, ...]:
         """Those that were not listed before, in order; none the first time."""

@@ -1,10 +1,12 @@
-"""The machine itself as one device: so that every host, with or without accelerators, has something real to watch."""
+"""The machine itself as one device: so that every host, with or without accelerators, has something real to watch; and
+what is wrong with it (``nodeagent.hostchecks``), as events about the node."""
 
 from __future__ import annotations
 
 import math
 import platform
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +17,45 @@ from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.devices import Device, Sighting
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN, METRICS
+from nodeagent.backends.polled import MAX_PENDING
+from nodeagent.conditions import Conditions
+from nodeagent.hostchecks.check import Check
+from nodeagent.hostchecks.clock import ClockSkew
+from nodeagent.hostchecks.filesystems import Filesystems
+from nodeagent.hostchecks.infiniband import Infiniband
+from nodeagent.hostchecks.memory import Kernel, Memory, OutOfMemory
+from nodeagent.hostchecks.nics import Nics
+from nodeagent.hostchecks.pressure import Pressure
+from nodeagent.hostchecks.smart import Smart
 
 MIB = 1024 * 1024
 SLOT = "host0"
-HOST_UNCORRECTED_MEMORY = 1
-"""Code of the ``HOST`` event "main memory had uncorrectable errors"."""
 
 _CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")  # best first
 
 
+def all_checks(root: Path) -> tuple[Check, ...]:
+    """On a real host. The clock is the kernel's: a tree has none."""
+    checks: list[Check] = [
+        Memory(root), OutOfMemory(root), Kernel(root), Filesystems(root), Nics(root), Infiniband(root), Pressure(root),
+        Smart(root),
+    ]  # fmt: skip
+    return (*checks, ClockSkew()) if root == Path("/") else tuple(checks)
+
+
 class HostBackend:
     """``DeviceBackend`` on psutil and Linux's EDAC counters: processor temperature and clock, utilisation, main memory,
-    and its ECC errors since boot. What the machine does not tell stays NaN. ``root``: of /sys, /proc and /etc."""
+    and its ECC errors since boot. What the machine does not tell stays NaN. ``root``: of /sys, /proc and /etc.
+    ``checks``: None for all of them."""
 
     name = "host"
 
-    def __init__(self, clock: Clock, root: Path = Path("/")) -> None:
+    def __init__(self, clock: Clock, root: Path = Path("/"), checks: Sequence[Check] | None = None) -> None:
         self._clock = clock
         self._root = root
-        self._uncorrected: float | None = None
+        self._checks = tuple(all_checks(root) if checks is None else checks)
+        self._looked: dict[Check, int] = {}  # -> when, boot-time clock
+        self._seen = Conditions(EventKind.HOST, self.name)
         self._pending: list[Sighting] = []
         self._news = threading.Condition()
         self._closed = False
@@ -62,7 +84,7 @@ class HostBackend:
             if device.slot == SLOT:
                 for name, value in values.items():
                     rows[number, COLUMN[name]] = math.nan if value is None else value
-        self._notice(values["ecc_uncorrected"])
+        self._look()
         return rows
 
     def wait_events(self, timeout_ms: int) -> tuple[Sighting, ...]:
@@ -111,17 +133,19 @@ class HostBackend:
         numbers = [int(text) for text in texts if text.isdigit()]
         return float(sum(numbers)) if numbers else None
 
-    def _notice(self, uncorrected: float | None) -> None:
-        before, self._uncorrected = self._uncorrected, uncorrected
-        if uncorrected is None or before is None or uncorrected <= before:
-            return
-        message = f"main memory: {uncorrected - before:.0f} uncorrectable errors (EDAC), {uncorrected:.0f} since boot"
-        sighting = Sighting(
-            SLOT, EventKind.HOST, HOST_UNCORRECTED_MEMORY, message, self.name, self._clock.mono_ms()
-        )  # fmt: skip
-        with self._news:
-            self._pending.append(sighting)
-            self._news.notify_all()
+    def _look(self) -> None:
+        """Run the checks that are due."""
+        now_ms = self._clock.mono_ms()
+        for check in self._checks:
+            before = self._looked.get(check)
+            if before is None or now_ms - before >= check.period_ms:
+                self._looked[check] = now_ms
+                check.look(self._seen, now_ms)
+        told = self._seen.take()
+        if told:
+            with self._news:
+                self._pending = [*self._pending, *told][-MAX_PENDING:]
+                self._news.notify_all()
 
     def _cpu_model(self) -> str:
         for line in self._text("proc/cpuinfo").splitlines():

@@ -35,9 +35,9 @@ class Tool:
     def name(self) -> str:
         return os.path.basename(self._command)
 
-    def run(self, *arguments: str, cwd: Path | None = None) -> str:
-        """What it prints. Raises ``BackendError`` if it is not there, ends with an error, prints more than
-        ``OUTPUT_LIMIT`` bytes or does not answer."""
+    def run(self, *arguments: str, cwd: Path | None = None, any_end: bool = False) -> str:
+        """What it prints. Raises ``BackendError`` if it is not there, ends with an error (``any_end``: that is one of
+        its answers), prints more than ``OUTPUT_LIMIT`` bytes or does not answer."""
         path = shutil.which(self._command)
         if path is None:
             raise BackendError(f"{self._command}: is not there; {self._remedy}")
@@ -67,7 +67,7 @@ class Tool:
                 raise BackendError(f"{said}: has not answered in {self._kill_s:.0f} s and was killed")
             if len(output) > OUTPUT_LIMIT:
                 raise BackendError(f"{said}: prints more than {OUTPUT_LIMIT} bytes")
-            if code != 0:
+            if code != 0 and not any_end:
                 errors.seek(0)
                 why = " ".join((errors.read(4096) or output[-4096:]).decode("utf-8", "replace").split())
                 raise BackendError(f"{said}: ends with {code}: {why[-300:] or 'no words'}")

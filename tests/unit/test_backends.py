@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from chaos.simulate.clock import SimClock
 from chaos.simulate.loop import run_virtual
+from gridkeeper.catalogue.codes import HostCode
 from gridkeeper.clock import SystemClock
 from gridkeeper.ports.devices import BackendError, Device
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN
-from nodeagent.backends.host import HOST_UNCORRECTED_MEMORY, HostBackend
+from nodeagent.backends.host import HostBackend
 from nodeagent.backends.registry import make_backend
 from nodeagent.backends.replay import ReplayBackend, read_trace
 from nodeagent.inventory import Inventory, assign_slots
@@ -203,7 +204,7 @@ def test_the_host_tells_of_itself_and_of_its_memory_errors(tmp_path: Path) -> No
     (controller / "ue_count").write_text("2\n")
     backend.sample(devices)
     (event,) = backend.wait_events(0)
-    assert (event.kind, event.code, event.slot) == (EventKind.HOST, HOST_UNCORRECTED_MEMORY, "host0")
+    assert (event.kind, event.code, event.slot) == (EventKind.HOST, HostCode.MEMORY_UNCORRECTED, "")
     assert "2 uncorrectable errors" in event.message
     backend.sample(devices)
     assert backend.wait_events(0) == (), "told once"

@@ -1,0 +1,1 @@
+"""What may be wrong with a host: one check a file, each behind ``check.Check``."""
