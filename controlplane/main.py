@@ -14,6 +14,7 @@ from controlplane.metrics import serve_metrics
 from controlplane.rpc.agentlink import AgentLinkServicer
 from controlplane.rpc.server import add_grid
 from controlplane.shell.replica import Ports, Replica
+from controlplane.shell.tickets import HttpDesk
 from controlplane.store.etcd import EtcdStore
 from failover.checkpoint.local import LocalCheckpointStore
 from gridkeeper import failpoint, tracing
@@ -53,6 +54,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         global_store=global_store,
         failpoints=failpoint.from_environment(),
         checkpoints={p.region: LocalCheckpointStore(Path(p.path)) for p in config.checkpoints},
+        tickets=HttpDesk(config.ticket_token_file),
     )
     settings = Settings(config.timings, config.policy)
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)

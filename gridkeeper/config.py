@@ -39,6 +39,15 @@ class RegionPath:
 
 
 @dataclass(frozen=True, slots=True)
+class RepairCommands:
+    """Command lines of repairs, run as the agent's user; none: such a repair is refused. In ``reset_device``,
+    ``{slot}``, ``{uuid}`` and ``{pci}`` stand for the device's; for example nvidia-smi, --gpu-reset, -i, "{uuid}"."""
+
+    reset_device: tuple[str, ...] = ()
+    reboot_node: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """``gridkeeper agent --config FILE``."""
 
@@ -56,6 +65,7 @@ class AgentConfig:
     driver_timeout_ms: int = 10_000
     spool_max_bytes: int = 64 * 1024 * 1024
     otlp_endpoint: str = ""
+    repair_commands: RepairCommands = field(default_factory=RepairCommands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,7 @@ class ControlPlaneConfig:
     trust_domain: str = "gridkeeper.local"
     timings: Timings = field(default_factory=Timings)
     policy: Policy = field(default_factory=Policy)
+    ticket_token_file: str = ""  # bearer token for the desk that policy.repair.ticket_url names
     otlp_endpoint: str = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from gridkeeper.policy.model import (
     DrainPolicy,
     EventPolicy,
     Policy,
+    RepairPolicy,
     RepeatPolicy,
     RulePolicy,
 )
@@ -196,6 +198,18 @@ def _text(value: str) -> None:
         raise Wrong(f"{value[:80]!r} is empty or holds control characters; write one line of text")
 
 
+def _web_address(value: str) -> None:
+    if value and not re.match(r"https?://[^/\s:@]+(:\d+)?(/\S*)?\Z", value):
+        raise Wrong(f"{value[:80]!r} is no address of a web service; write it like https://desk.example/tickets")
+
+
+def _command_line(value: str) -> None:
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise Wrong(f"{value[:80]!r} is no command line: {error}; quote it as for a shell, or write builtin") from error
+
+
 def between(least: float, most: float) -> Rule:
     """A number in [least, most]."""
 
@@ -279,6 +293,13 @@ RULES: dict[tuple[type, str], Rule] = {
     (BreakerPolicy, "trickle"): between(1, 1_000),
     (BreakerPolicy, "trickle_ms"): between(1_000, 30 * _DAY),
     (BreakerPolicy, "close_ms"): between(1_000, 30 * _DAY),
+    (RepairPolicy, "ticket_url"): Rule(_web_address),
+    (RepairPolicy, "attempts"): between(1, 20),
+    (RepairPolicy, "timeout_ms"): between(1_000, _DAY),
+    (RepairPolicy, "self_test"): Rule(_command_line),
+    (RepairPolicy, "self_test_timeout_ms"): between(1_000, _DAY),
+    (DrainPolicy, "mode"): _one_of("way to drain", "checkpoint", "wait", "deadline"),
+    (DrainPolicy, "wait_ms"): between(0, 31 * _DAY),
     (DrainPolicy, "evidence_ms"): between(1_000, 365 * _DAY),
     (DrainPolicy, "flaps"): between(1, 100),
     (DrainPolicy, "flap_ms"): between(1_000, 365 * _DAY),

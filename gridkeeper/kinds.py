@@ -50,6 +50,24 @@ KINDS: tuple[KindInfo, ...] = (
     KindInfo(
         api_pb2.KIND_FINDING, "finding", "findings", ("fi",), "finding", True, "what detection concluded from evidence"
     ),
+    KindInfo(
+        api_pb2.KIND_REPAIR,
+        "repair",
+        "repairs",
+        ("rep",),
+        "repair",
+        True,
+        "one attempt to put a device right, or to test",
+    ),
+    KindInfo(
+        api_pb2.KIND_MAINTENANCE,
+        "maintenance",
+        "maintenances",
+        ("mt",),
+        "maintenance",
+        True,
+        "an announced window of work on a node or device",
+    ),
 )
 
 BY_NUMBER: dict[int, KindInfo] = {info.kind: info for info in KINDS}

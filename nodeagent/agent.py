@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gridkeeper import tracing
@@ -13,6 +13,7 @@ from gridkeeper.config import AgentConfig
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.devices import DeviceBackend, Sighting
 from gridkeeper.ports.disk import DiskError
+from gridkeeper.ports.hostwork import HostRunner
 from gridkeeper.ports.jobs import CheckpointStore, Executor
 from gridkeeper.ports.link import Transport
 from gridkeeper.records.fleet import EventKind
@@ -21,12 +22,13 @@ from nodeagent.checkpointing import CheckpointDirs
 from nodeagent.dedupe import Admitted, Dedupe, resolve
 from nodeagent.devices import Devices
 from nodeagent.disklog import LogSource
+from nodeagent.hostcommands import HostCommands, NoRunner
 from nodeagent.kernel.parse import Parser
 from nodeagent.kernel_log import Entry, Gap, KernelLog
 from nodeagent.runner import Runner
 from nodeagent.sampler import DeviceWatch
 from nodeagent.spool import Spool, open_spool
-from nodeagent.statefile import StateFile
+from nodeagent.statefile import MemoryState, StateFile
 from nodeagent.supervisor import Supervisor
 from nodeagent.uplink import Uplink
 
@@ -41,8 +43,8 @@ POLL_READY_MS = 20
 
 @dataclass(frozen=True, slots=True)
 class AgentPorts:
-    """What the agent touches the world with. The three state files hold orders, the inventory, and the boot id of the
-    last run."""
+    """What the agent touches the world with. The state files hold orders, the inventory, the boot id of the last run,
+    and the repairs that have begun; without a ``host_runner`` none can."""
 
     clock: Clock
     rng: Rng
@@ -59,13 +61,15 @@ class AgentPorts:
     resume_dir: Path
     kernel_log: KernelLog | None = None
     runner: Runner | None = None
+    repairs: StateFile = field(default_factory=MemoryState)
+    host_runner: HostRunner = field(default_factory=NoRunner)
 
 
 class Agent:
     """``run()`` it; cancel that to stop. Jobs go on without it until their deadlines."""
 
     def __init__(self, config: AgentConfig, ports: AgentPorts, timings: Timings | None = None) -> None:
-        """``timings``: until the control plane has told its own. Raises ``BadBook`` and ``DiskError``."""
+        """``timings``: until the control plane has told its own. Raises ``BadBook``, ``BadMemory``, ``DiskError``."""
         self._config = config
         self._ports = ports
         self._timings = timings or Timings()
@@ -94,6 +98,15 @@ class Agent:
             ports.clock,
             self._timings,
         )
+        self.repairs = HostCommands(
+            config.repair_commands,
+            ports.repairs,
+            ports.host_runner,
+            ports.boot_id,
+            self.devices.all,
+            self.supervisor.user_of,
+        )
+        self.supervisor.kept_free = lambda: self.repairs.busy
         self.spool: Spool | None = None
         self.uplink: Uplink | None = None
 
@@ -109,6 +122,7 @@ class Agent:
             spool,
             self.supervisor,
             self.devices,
+            self.repairs,
             ports.clock,
             ports.rng,
             self._timings,
@@ -119,6 +133,7 @@ class Agent:
                 for watch in self.devices.watches:
                     group.create_task(watch.run())
                 group.create_task(self.supervisor.run())
+                group.create_task(self.repairs.run())
                 group.create_task(self._spool_admitted(spool))
                 group.create_task(spool.run())
                 group.create_task(self._flush())

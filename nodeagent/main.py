@@ -21,6 +21,7 @@ from nodeagent.agent import Agent, AgentPorts
 from nodeagent.backends.registry import make_backend
 from nodeagent.checkpointing import FileCheckpointDirs
 from nodeagent.disklog import FileLogs
+from nodeagent.hostrunner import ProcessRunner
 from nodeagent.kernel_log import open_kernel_log
 from nodeagent.orders import BadBook
 from nodeagent.statefile import FileState, StateDirInUse, StateDirLock
@@ -51,6 +52,8 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor) -> Agent
         boot_id=boot_id,
         resume_dir=state / "resume",
         kernel_log=open_kernel_log(config.kernel_log, clock, boot_id, state),
+        repairs=FileState(state / "repairs.json"),
+        host_runner=ProcessRunner(),
     )
     return Agent(config, ports)
 

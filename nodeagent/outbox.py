@@ -22,9 +22,10 @@ class Urgency(enum.IntEnum):
     RENEWAL = 1
     WORKLOADS = 2
     CHECKPOINT = 3
-    LOG = 4
-    HEARTBEAT = 5
-    TELEMETRY = 6
+    HOST = 4
+    LOG = 5
+    HEARTBEAT = 6
+    TELEMETRY = 7
 
 
 class Outbox:

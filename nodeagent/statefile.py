@@ -22,6 +22,19 @@ class StateFile(Protocol):
         ...
 
 
+class MemoryState:
+    """``StateFile`` that forgets when the process ends: for hosts on which nothing needs remembering."""
+
+    def __init__(self) -> None:
+        self._data: bytes | None = None
+
+    def load(self) -> bytes | None:
+        return self._data
+
+    async def save(self, data: bytes) -> None:
+        self._data = data
+
+
 class FileState:
     """``StateFile`` at a path."""
 

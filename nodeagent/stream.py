@@ -21,6 +21,8 @@ from gridkeeper.v1.agent_pb2 import (
     ControlFrame,
     Heartbeat,
     Hello,
+    HostCommand,
+    HostReport,
     LogChunk,
     LogRequest,
     Renewal,
@@ -94,6 +96,16 @@ class Inventory(Protocol):
         ...
 
 
+class Repairs(Protocol):
+    """What the uplink needs of the host's repairs."""
+
+    def take(self, command: HostCommand) -> None: ...
+
+    def report(self, repair: str) -> HostReport | None:
+        """None: nothing to say yet."""
+        ...
+
+
 @dataclass(slots=True)
 class LinkCounters:
     connected: bool = False
@@ -119,6 +131,7 @@ class Stream:
         spool: Spool,
         workloads: Workloads,
         inventory: Inventory,
+        repairs: Repairs,
         clock: Clock,
         counters: LinkCounters,
     ) -> None:
@@ -130,6 +143,7 @@ class Stream:
         self._spool = spool
         self._workloads = workloads
         self._inventory = inventory
+        self._repairs = repairs
         self._clock = clock
         self._counters = counters
         self._outbox = Outbox()
@@ -186,6 +200,8 @@ class Stream:
                 self._workloads.take(frame.command)
             case "checkpoint_ack":
                 self._workloads.checkpoint_ack(frame.checkpoint_ack)
+            case "host_command":
+                self._host_command(frame.host_command)
             case "log_request":
                 if self._logs < MAX_LOG_REQUESTS:
                     self._logs += 1
@@ -284,6 +300,18 @@ class Stream:
                 raise LinkClosed(f"no renewal of a job was acknowledged for {age} ms")
             if ended >= fence and self._clock.mono_ms() - began >= fence:
                 raise LinkClosed(f"the end of a job has not been recorded for {ended} ms")
+
+    # Repairs
+
+    def _host_command(self, command: HostCommand) -> None:
+        """Each repetition is answered by where it stands."""
+        self._repairs.take(command)
+
+        def answer() -> AgentFrame | None:
+            report = self._repairs.report(command.id)
+            return None if report is None else AgentFrame(host=report)
+
+        self._outbox.put(Urgency.HOST, answer, command.id)
 
     # Jobs
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -86,6 +86,7 @@ class Supervisor:
         self._background: set[asyncio.Task[None]] = set()
         self._poked = asyncio.Event()
         self._last_report = b""
+        self.kept_free: Callable[[], frozenset[str]] = frozenset  # slots that nothing may be started on; "" = none may
         self.changed = asyncio.Event()  # the report differs from the last one taken
         self.set_timings(timings)
 
@@ -161,6 +162,14 @@ class Supervisor:
                 return process.job
         return ""
 
+    def user_of(self, slot: str) -> str:
+        """The job that runs on ``slot`` or is about to; "" as the slot: on any. "" if none."""
+        alive = {key_of(process) for process in self._processes if not process.tree_gone}
+        for key, order in self._book.orders.items():
+            if (not slot or slot in order.slots) and (key in alive or self._book.wanted(key)):
+                return order.job
+        return next((job for job, _ in alive), "") if not slot else ""
+
     @property
     def renewal_age_ms(self) -> int:
         """Since the oldest of the renewals that live jobs rest on was sent; 0 without jobs."""
@@ -228,6 +237,8 @@ class Supervisor:
         for action in plan(self._book, self._view(), now, self._timings.term_before_ms):
             if isinstance(action, (Start, Fetch)) and self._saved is not self._book:
                 continue  # an order that is not on disk is not acted on, unless it stops something
+            if isinstance(action, Start) and not self.kept_free().isdisjoint(("", *action.order.slots)):
+                continue  # a device of it is being repaired or tested
             key = _key(action)
             try:
                 await self._do(action)

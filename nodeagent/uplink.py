@@ -18,7 +18,7 @@ from gridkeeper.v1.agent_pb2 import (
     Welcome,
 )
 from nodeagent.spool import Spool
-from nodeagent.stream import SILENT_LEAST_MS, Inventory, LinkCounters, NewHello, Stream, Workloads
+from nodeagent.stream import SILENT_LEAST_MS, Inventory, LinkCounters, NewHello, Repairs, Stream, Workloads
 
 log = logging.getLogger("gridkeeper.agent.uplink")
 
@@ -40,6 +40,7 @@ class Uplink:
         spool: Spool,
         workloads: Workloads,
         inventory: Inventory,
+        repairs: Repairs,
         clock: Clock,
         rng: Rng,
         timings: Timings,
@@ -49,6 +50,7 @@ class Uplink:
         self._spool = spool
         self._workloads = workloads
         self._inventory = inventory
+        self._repairs = repairs
         self._clock = clock
         self._rng = rng
         self._timings = timings
@@ -112,6 +114,7 @@ class Uplink:
                 self._spool,
                 self._workloads,
                 self._inventory,
+                self._repairs,
                 self._clock,
                 self.counters,
             )

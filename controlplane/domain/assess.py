@@ -26,6 +26,7 @@ from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.records.care import RepairState
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState, NodeState
 from gridkeeper.snapshot import RegionState, Settings
 
@@ -44,13 +45,14 @@ class _Scene:
     findings: Mapping[str, list[Finding]]
     standing: Mapping[str, Mapping[str, incidents.Incident]]
     doubts: Mapping[str, str]
+    busy: frozenset[str]  # devices with a repair or a self-test under way
 
 
 def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """All devices, and the incidents of nodes and jobs."""
     scene = _Scene(
         state, settings, now, RegionKeys(state.region), by_subject(state.findings),
-        incidents.open_by_subject(state.incidents), unreadable(state),
+        incidents.open_by_subject(state.incidents), unreadable(state), _busy(state),
     )  # fmt: skip
     plain: dict[NodeId, list[tuple[Put, HealthRecord | None]]] = {}
     decisions: list[Decision] = []
@@ -70,6 +72,11 @@ def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
             if decision is not None:
                 decisions.append(decision)
     return (*_together(plain), *decisions)
+
+
+def _busy(state: RegionState) -> frozenset[str]:
+    running = (r.record for r in state.repairs.values() if r.record.state is RepairState.RUNNING)
+    return frozenset(str(repair.device) for repair in running)
 
 
 # -- findings that have run out ---------------------------------------------------------------------------------------
@@ -126,7 +133,7 @@ def _device(
     device, old = state.devices[name], state.health.get(name)
     if old is None and device.record.node not in state.liveness:
         return None  # its node is judged first
-    every = scene.findings.get(name, [])
+    every = [f for f in scene.findings.get(name, ()) if not f.record.shadow]  # those are looked at by drains alone
     active = [f for f in every if f.record.active]
     standing = scene.standing.get(name, {})
     distrust = _distrust(scene, device.record, active)
@@ -190,6 +197,7 @@ def _situation(
         quiet_ms=min((mono - f.seen_ms for f in every), default=mono - old.seen_ms if old else 0),
         distrust=distrust,
         drain=drain.record if drain else None,
+        busy=device.record.id in scene.busy,
     )
 
 
@@ -205,7 +213,7 @@ def _distrust(scene: _Scene, device: DeviceRecord, active: Iterable[Finding]) ->
     records = [f.record for f in active]
     if any(calls_out(f) for f in records):
         return ""  # convicted by positive evidence; that telemetry is missing too changes nothing
-    of_node = [f.record for f in scene.findings.get(device.node, ()) if f.record.active]
+    of_node = [f.record for f in scene.findings.get(device.node, ()) if f.record.active and not f.record.shadow]
     blinding = next((f for f in (*records, *of_node) if f.code in BLINDING), None)
     if blinding is not None:
         return blinding.sentence
@@ -246,7 +254,7 @@ def _together(plain: dict[NodeId, list[tuple[Put, HealthRecord | None]]]) -> Ite
 
 def _incidents_only(scene: _Scene, subject: str, reference: str) -> Decision | None:
     """Incidents of findings that are about a node and none of its devices, or about a job."""
-    active = [f for f in scene.findings.get(subject, ()) if f.record.active]
+    active = [f for f in scene.findings.get(subject, ()) if f.record.active and not f.record.shadow]
     standing = scene.standing.get(subject, {})
     if not active and not standing:
         return None

@@ -16,6 +16,7 @@ from controlplane.domain.words import duration, listed
 from gridkeeper.decision import Decision, Draft, Now, Versioned, guards_of
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.records.care import RepairState
 from gridkeeper.records.faults import HoldKind
 from gridkeeper.records.fleet import CordonReason, CordonRecord, HealthState
 from gridkeeper.snapshot import RegionState, Settings
@@ -55,19 +56,24 @@ def cordon(
     trace: str = "",
 ) -> Decision:
     """Add the owner's reason, or replace it. ``ttl_ms`` 0: it never expires. Raises ``UnknownTarget``."""
-    devices, keys, draft = _checked(state, target), RegionKeys(state.region), Draft()
-    old = state.cordons.get(target)
+    _checked(state, target)
+    keys, draft = RegionKeys(state.region), Draft()
     expires = now.ledger_ms + ttl_ms if ttl_ms else 0
-    others = tuple(r for r in old.record.reasons if r.owner != owner) if old else ()
-    record = CordonRecord(target, (*others, CordonReason(owner, reason, now.ledger_ms, expires)))
-    draft.put(keys.cordon(target), record, old)
-    book = Book.of(state, settings, now)
-    for device in devices:
-        book.hold(device, HoldKind.CORDON, owner, draft)
+    added = CordonReason(owner, reason, now.ledger_ms, expires)
+    add_reason(state, Book.of(state, settings, now), target, added, draft)
     inventory = [(keys.device(DeviceId(target)), state.devices[DeviceId(target)])] if "/" in target else []
     until = f" for {duration(ttl_ms)}" if ttl_ms else ""
     sentence = f"{target} cordoned by {owner}{until}: {reason}"
     return Decision("cordon", sentence, draft.writes(), guards_of(inventory), _reference(target), (owner,), trace)
+
+
+def add_reason(state: RegionState, book: Book, target: str, reason: CordonReason, draft: Draft) -> None:
+    """Add the reason, in place of one of the same owner, and hold its devices in the budgets."""
+    old = state.cordons.get(target)
+    others = tuple(r for r in old.record.reasons if r.owner != reason.owner) if old else ()
+    draft.put(RegionKeys(state.region).cordon(target), CordonRecord(target, (*others, reason)), old)
+    for device in devices_of(state, target):
+        book.hold(device, HoldKind.CORDON, reason.owner, draft)
 
 
 def uncordon(
@@ -79,7 +85,7 @@ def uncordon(
     devices, keys, draft = _checked(state, target), RegionKeys(state.region), Draft()
     old, book, done = state.cordons.get(target), Book.of(state, settings, now), []
     if old is not None and any(r.owner == owner for r in old.record.reasons):
-        _drop(state, book, old, frozenset({owner}), draft)
+        drop_reasons(state, book, old, frozenset({owner}), draft)
         left = [r.owner for r in old.record.reasons if r.owner != owner]
         done.append(f"{target} uncordoned by {owner}" + (f" (still cordoned by {listed(left)})" if left else ""))
     returned = [d for d in devices if _returnable(state, d, human_only="/" not in target)][:MAX_DEVICES]
@@ -103,14 +109,25 @@ def uncordon(
 
 
 def _returnable(state: RegionState, device: DeviceId, human_only: bool) -> bool:
+    """What was drained for a maintenance or a reboot is given back at its end (``borrowed.py``)."""
     held = state.health.get(device)
-    if held is None or held.record.state not in RETURNABLE:
+    if held is None or held.record.state not in RETURNABLE or _being_repaired(state, device):
         return False
     drain = state.drains.get(held.record.drain)
+    if drain is not None and drain.record.maintenance:
+        return False
     return not human_only or drain is None or drain.record.requested_by != MACHINE
 
 
-def _drop(state: RegionState, book: Book, old: Versioned[CordonRecord], owners: frozenset[str], draft: Draft) -> None:
+def _being_repaired(state: RegionState, device: DeviceId) -> bool:
+    """A repair is under way on it or on its node: nothing may be placed there until it is over."""
+    running = (r.record for r in state.repairs.values() if r.record.state is RepairState.RUNNING)
+    return any((repair.device or repair.node) in (device, device.partition("/")[0]) for repair in running)
+
+
+def drop_reasons(
+    state: RegionState, book: Book, old: Versioned[CordonRecord], owners: frozenset[str], draft: Draft
+) -> None:
     """Remove the reasons of ``owners``; their holds go unless the same owner cordons the device by another target."""
     keys = RegionKeys(state.region)
     target = old.record.target
@@ -138,7 +155,7 @@ def decide_expiry(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
     book, draft, told = Book.of(state, settings, now), Draft(), list[str]()
     for old, owners in due:
         if len(draft.puts) < MAX_FINDINGS:
-            _drop(state, book, old, owners, draft)
+            drop_reasons(state, book, old, owners, draft)
             told.append(f"{old.record.target} (by {', '.join(sorted(owners))})")
     sentence = f"cordons have expired: {listed(told)}"
     return (Decision("cordon.expire", sentence, draft.writes(), subject=f"region/{state.region}"),)

@@ -9,6 +9,9 @@
   nothing new is placed on it), and the same drain is admitted when room comes. Evidence that goes away cancels it.
 - ``drained`` says that no process of any job can be on the device (``jobs_on``); the deadline passing is ``expired``.
 - A drain that a human cancelled is not planned again on the same evidence.
+- Mode ``checkpoint`` asks its jobs to move; ``wait`` lets them end by themselves and has no deadline; ``deadline`` does
+  so until ``wait_until_ms``. In each, nothing new is placed on the device from the admission on.
+- What shadow rules (or a policy in shadow mode) would drain is written down once per evidence (``shadow.py``).
 """
 
 from __future__ import annotations
@@ -18,16 +21,20 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.domain import health
 from controlplane.domain.budget import Book
-from controlplane.domain.drain_progress import OPEN, UNDER_WAY, Drain, given_up, progress, satisfied
+from controlplane.domain.cost import Capacity, cost_of
+from controlplane.domain.drain_progress import OPEN, UNDER_WAY, Drain, deadline_of, given_up, progress, satisfied
 from controlplane.domain.evacuation import jobs_on
 from controlplane.domain.evidence import Finding, by_subject, calls_out, is_level, merged, rank, weighs_on_device
 from controlplane.domain.health import MACHINE
+from controlplane.domain.shadow import decide_shadows
 from controlplane.domain.words import clock_time, duration, listed, made_id
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, DrainId, JobId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.model import Mode
 from gridkeeper.records.common import Stamp
 from gridkeeper.records.faults import (
+    DrainMode,
     DrainRecord,
     DrainRequestRecord,
     DrainState,
@@ -36,9 +43,6 @@ from gridkeeper.records.faults import (
 )
 from gridkeeper.records.fleet import HealthRecord, HealthState
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
-
-MAX_EVIDENCE_AGE_MS = 24 * 3_600_000
-"""An event older than this when it is looked at convicts nobody any more: the host may have changed since."""
 
 BATCH = 16
 """Drains per transaction: four records and two guards each, and the budgets."""
@@ -58,12 +62,22 @@ class _Wish:
     request: Versioned[DrainRequestRecord] | None
 
     @property
-    def order(self) -> tuple[bool, tuple[int, ...], int, str]:
-        """Humans first, then the gravest, then the oldest."""
-        by_hand = self.request is not None or (self.old is not None and self.old.record.requested_by != MACHINE)
+    def requested_by(self) -> str:
+        if self.request is not None:
+            return self.request.record.requested_by
+        return self.old.record.requested_by if self.old else MACHINE
+
+    @property
+    def priority(self) -> int:
+        return self.request.record.priority if self.request else (self.old.record.priority if self.old else 0)
+
+    @property
+    def order(self) -> tuple[bool, int, tuple[int, ...], int, str]:
+        """Humans first, then by priority, then the gravest, then the oldest."""
+        by_hand = self.requested_by != MACHINE
         gravest = max((rank(f.record)[:2] for f in self.findings), default=(0, 0))
         since = min((f.record.observed_ms for f in self.findings), default=0)
-        return not by_hand, tuple(-n for n in gravest), since, self.device
+        return not by_hand, -self.priority, tuple(-n for n in gravest), since, self.device
 
 
 @dataclass(slots=True)
@@ -75,8 +89,10 @@ class _Batch:
     drains: list[DrainRecord] = field(default_factory=list)
 
 
-def decide_drains(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
-    """Progress of drains under way, one decision each; then what is new, in one."""
+def decide_drains(
+    state: RegionState, world: GlobalState, settings: Settings, now: Now, most: int = BATCH
+) -> tuple[Decision, ...]:
+    """Progress of drains under way, one decision each; then what is new, in one of at most ``most`` drains."""
     keys = RegionKeys(state.region)
     findings = by_subject(state.findings)
     newest = _newest_by_device(state)
@@ -85,15 +101,16 @@ def decide_drains(state: RegionState, world: GlobalState, settings: Settings, no
         if drain.record.state in UNDER_WAY:
             decisions.extend(progress(state, world, now, keys, drain))
     decisions.extend(given_up(state, settings, now, keys, newest, findings))
-    decisions.extend(satisfied(state, keys, newest))
-    wishes = sorted(_wishes(state, now, keys, newest, findings), key=lambda wish: wish.order)
+    decisions.extend(satisfied(state, settings, now, keys, newest))
+    decisions.extend(decide_shadows(state, world, settings, now, findings))
+    wishes = sorted(_wishes(state, settings, now, keys, newest, findings), key=lambda wish: wish.order)
     if not wishes:
         return tuple(decisions)
-    batch, book = _Batch(), Book.of(state, settings, now)
+    batch, book, capacity = _Batch(), Book.of(state, settings, now), Capacity(state)
     for wish in wishes:
         refusal = book.refusal(wish.device)
-        if refusal is None and len(batch.drains) < BATCH:
-            _admit(state, world, settings, now, keys, book, batch, wish)
+        if refusal is None and len(batch.drains) < most:
+            _admit(state, world, settings, now, keys, book, capacity, batch, wish)
         elif refusal is not None:
             decisions.extend(_refuse(state, settings, now, keys, book, wish, refusal.names, refusal.sentence))
     if batch.drains:
@@ -102,8 +119,11 @@ def decide_drains(state: RegionState, world: GlobalState, settings: Settings, no
 
 
 def _newest_by_device(state: RegionState) -> dict[DeviceId, Drain]:
+    """A shadow drain took nothing out, so it hides none that did."""
     newest: dict[DeviceId, Drain] = {}
     for _, drain in sorted(state.drains.items()):
+        if drain.record.state is DrainState.SHADOW:
+            continue
         other = newest.get(drain.record.device)
         if other is None or drain.created > other.created:
             newest[drain.record.device] = drain
@@ -115,6 +135,7 @@ def _newest_by_device(state: RegionState) -> dict[DeviceId, Drain]:
 
 def _wishes(
     state: RegionState,
+    settings: Settings,
     now: Now,
     keys: RegionKeys,
     newest: dict[DeviceId, Drain],
@@ -126,18 +147,20 @@ def _wishes(
         if held is None or device not in state.devices:
             continue
         request, last = state.drain_requests.get(device), newest.get(device)
+        if request is not None and request.record.not_before_ms > now.ledger_ms:
+            request = None
         if last is not None and last.record.state in UNDER_WAY:
             continue
         if last is not None and keys.drain(last.record.id) in state.suspect_keys:
             continue
         old = last if last is not None and last.record.state in OPEN else None
-        by_hand = request is not None or (old is not None and old.record.requested_by != MACHINE)
-        if by_hand and held.record.state in BY_HAND:
+        asked = old is not None and (old.record.requested_by != MACHINE or bool(old.record.maintenance))
+        if (request is not None or asked) and held.record.state in BY_HAND:
             active = tuple(f for f in findings.get(device, ()) if f.record.active and weighs_on_device(f.record))
             yield _Wish(device, held, active, old, request)
-        elif held.record.state in DRAINABLE:
+        elif held.record.state in DRAINABLE and settings.policy.mode is Mode.ACT:
             calling = tuple(f for f in findings.get(device, ()) if f.record.active and calls_out(f.record))
-            if _convicts(calling, old or _declined(last), now):
+            if _convicts(calling, old or _declined(last), settings, now):
                 yield _Wish(device, held, calling, old, None)
 
 
@@ -145,9 +168,10 @@ def _declined(last: Drain | None) -> Drain | None:
     return last if last is not None and last.record.state is DrainState.CANCELLED else None
 
 
-def _convicts(calling: tuple[Finding, ...], last: Drain | None, now: Now) -> bool:
-    """At least one finding is fresh, and (after a cancelled drain) newer than what was judged then."""
-    fresh = [f for f in calling if is_level(f.record) or age_ms(f, now) <= MAX_EVIDENCE_AGE_MS]
+def _convicts(calling: tuple[Finding, ...], last: Drain | None, settings: Settings, now: Now) -> bool:
+    """At least one finding is fresh, and (after a cancelled drain) newer than what was judged then. An event older than
+    ``drain.evidence_ms`` convicts nobody any more: the host may have changed since."""
+    fresh = [f for f in calling if is_level(f.record) or age_ms(f, now) <= settings.policy.drain.evidence_ms]
     if last is not None and last.record.state is DrainState.CANCELLED:
         return any(f.revision > last.revision for f in fresh)
     return bool(fresh) or (last is not None and bool(calling))
@@ -165,18 +189,23 @@ def _admit(
     now: Now,
     keys: RegionKeys,
     book: Book,
+    capacity: Capacity,
     batch: _Batch,
     wish: _Wish,
 ) -> None:
-    planned = _planned(state, now, wish)
+    planned = _planned(state, settings, now, wish)
     names = book.hold(wish.device, HoldKind.DRAIN, planned.id, batch.draft)
+    jobs, usage = tuple(JobId(job) for job in sorted(jobs_on(state, world, wish.device).jobs)), book.usage(wish.device)
+    cost = cost_of(world, wish.device, jobs, capacity, usage, now)
+    capacity.take(wish.device)
     drain = replace(
         planned,
         state=DrainState.ADMITTED,
-        reason=f"{planned.reason}; budgets {book.usage(wish.device)}",
+        reason=f"{planned.reason}; budgets {usage}",
         budgets=names,
-        jobs=tuple(JobId(job) for job in sorted(jobs_on(state, world, wish.device).jobs)),
-        deadline_ms=now.ledger_ms + settings.timings.drain_deadline_ms,
+        jobs=jobs,
+        cost=cost,
+        deadline_ms=deadline_of(planned, settings, now),
         stages=(*planned.stages, Stamp(DrainState.ADMITTED.value, now.ledger_ms)),
     )
     moved = health.moved(wish.held.record, HealthState.DRAINING, drain.reason, now.ledger_ms)
@@ -203,7 +232,7 @@ def _refuse(
     old = wish.old
     if old is not None and old.record.state is DrainState.REFUSED and old.record.budgets == names:
         return
-    planned = _planned(state, now, wish)
+    planned = _planned(state, settings, now, wish)
     drain = replace(
         planned,
         state=DrainState.REFUSED,
@@ -219,11 +248,25 @@ def _refuse(
     )  # fmt: skip
 
 
-def _planned(state: RegionState, now: Now, wish: _Wish) -> DrainRecord:
+def _how(settings: Settings, now: Now, wish: _Wish) -> tuple[DrainMode, int, str]:
+    """Mode, end of the waiting and window: as the human asked, else as it was planned before, else by policy."""
+    policy = settings.policy.drain
+    if wish.request is not None:
+        asked = wish.request.record
+        until = now.ledger_ms + asked.wait_ms if asked.mode is DrainMode.DEADLINE else 0
+        return asked.mode, until, asked.maintenance
+    if wish.old is not None:
+        return wish.old.record.mode, wish.old.record.wait_until_ms, wish.old.record.maintenance
+    mode = DrainMode(policy.mode)
+    return mode, now.ledger_ms + policy.wait_ms if mode is DrainMode.DEADLINE else 0, ""
+
+
+def _planned(state: RegionState, settings: Settings, now: Now, wish: _Wish) -> DrainRecord:
     """The drain as it is planned now; a refused one keeps id, requester and stages."""
+    mode, wait_until_ms, maintenance = _how(settings, now, wish)
     held, old = wish.held.record, wish.old.record if wish.old else None
     ranked = sorted((f.record for f in wish.findings), key=rank, reverse=True)
-    requested_by = wish.request.record.requested_by if wish.request else (old.requested_by if old else MACHINE)
+    requested_by = wish.requested_by
     age = max(0, now.ledger_ms - max((f.observed_ms for f in ranked), default=now.ledger_ms))
     evidence = merged((), tuple(e for f in ranked for e in (f.id, *f.evidence)))
     if requested_by == MACHINE and ranked:
@@ -265,6 +308,11 @@ def _planned(state: RegionState, now: Now, wish: _Wish) -> DrainRecord:
         deadline_ms=0,
         stages=old.stages if old else (Stamp(DrainState.PLANNED.value, now.ledger_ms),),
         trace=trace,
+        mode=mode,
+        wait_until_ms=wait_until_ms,
+        priority=wish.priority,
+        policy_version=settings.policy.version,
+        maintenance=maintenance,
     )
 
 

@@ -16,7 +16,7 @@ from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, DrainId, IncidentId, JobId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.records.common import Stamp
-from gridkeeper.records.faults import DrainRecord, DrainState
+from gridkeeper.records.faults import DrainMode, DrainRecord, DrainRequestRecord, DrainState
 from gridkeeper.records.fleet import HealthRecord, HealthState
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
@@ -24,6 +24,14 @@ OPEN = frozenset({DrainState.PLANNED, DrainState.REFUSED, DrainState.ADMITTED, D
 UNDER_WAY = frozenset({DrainState.ADMITTED, DrainState.EVACUATING, DrainState.EXPIRED})
 
 Drain = Versioned[DrainRecord]
+
+
+def deadline_of(record: DrainRecord, settings: Settings, now: Now) -> int:
+    """When a drain that is admitted now counts as expired, ledger time; 0: never, since it waits for jobs' own end."""
+    if record.mode is DrainMode.WAIT:
+        return 0
+    begins_ms = max(now.ledger_ms, record.wait_until_ms) if record.mode is DrainMode.DEADLINE else now.ledger_ms
+    return begins_ms + settings.timings.drain_deadline_ms
 
 
 # -- drains under way -------------------------------------------------------------------------------------------------
@@ -36,7 +44,7 @@ def progress(state: RegionState, world: GlobalState, now: Now, keys: RegionKeys,
     if held is None or held.record.drain != record.id:
         return
     present = jobs_on(state, world, record.device)
-    late = record.state is not DrainState.EXPIRED and now.ledger_ms >= record.deadline_ms
+    late = record.state is not DrainState.EXPIRED and 0 < record.deadline_ms <= now.ledger_ms
     if not present.unknown and not present.jobs:
         yield _drained(now, keys, drain, held, present.released)
     elif late:
@@ -45,7 +53,7 @@ def progress(state: RegionState, world: GlobalState, now: Now, keys: RegionKeys,
         yield _to(now, keys, drain, held, DrainState.EXPIRED, HealthState.DRAINING, why)
     elif record.state is DrainState.ADMITTED and present.jobs:
         jobs = tuple(JobId(job) for job in sorted({*record.jobs, *present.jobs}))
-        why = f"waits for {listed(jobs)} to leave"
+        why = f"waits for {listed(jobs)} to {'end' if record.mode is DrainMode.WAIT else 'leave'}"
         yield _to(now, keys, _with_jobs(drain, jobs), held, DrainState.EVACUATING, HealthState.DRAINING, why)
 
 
@@ -99,7 +107,8 @@ def given_up(
     """Refused drains whose evidence has gone, and what an operator's cancelling leaves to be put back."""
     for device, drain in newest.items():
         record, held = drain.record, state.health.get(device)
-        if record.state is DrainState.REFUSED and record.requested_by == MACHINE and device not in state.drain_requests:
+        by_evidence = record.requested_by == MACHINE and not record.maintenance
+        if record.state is DrainState.REFUSED and by_evidence and device not in state.drain_requests:
             if any(f.record.active and calls_out(f.record) for f in findings.get(device, ())):
                 continue
             if held is None or held.record.state is not HealthState.UNKNOWN:
@@ -153,19 +162,44 @@ def cancellation(
     )
 
 
-def satisfied(state: RegionState, keys: RegionKeys, newest: Mapping[DeviceId, Drain]) -> Iterator[Decision]:
-    """Requests for devices that are out, or on their way, or gone from the inventory, are done."""
+def satisfied(
+    state: RegionState, settings: Settings, now: Now, keys: RegionKeys, newest: Mapping[DeviceId, Drain]
+) -> Iterator[Decision]:
+    """Requests for devices that are out, or on their way, or gone from the inventory, are done. One that asks for more
+    than the drain under way gives (its jobs to move now, or the device to stay out after a maintenance) changes it."""
     for device, request in sorted(state.drain_requests.items()):
-        held, last = state.health.get(device), newest.get(device)
+        held, last, wish, draft = state.health.get(device), newest.get(device), request.record, Draft()
         if device not in state.devices:
             why = "it is not in the inventory"
-        elif last is not None and last.record.state in UNDER_WAY:
-            why = f"drain {last.record.id} is under way"
+        elif wish.not_before_ms > now.ledger_ms:
+            continue
+        elif last is not None and (last.record.state in UNDER_WAY or _keeps_out(last, held)):
+            changed, why = _claimed(last.record, wish, settings, now)
+            if changed != last.record:
+                draft.put(keys.drain(last.record.id), changed, last)
         elif held is not None and held.record.state in health.OUT - {HealthState.PROBATION}:
             why = f"it is {held.record.state.value} already"
         else:
             continue
-        draft = Draft()
         draft.delete(keys.drain_request(device), request)
-        sentence = f"the wish of {request.record.requested_by} to drain {device} is done with: {why}"
-        yield Decision("drain.plan", sentence, draft.writes(), (), f"device/{device}", (), request.record.trace)
+        sentence = f"the wish of {wish.requested_by} to drain {device} is done with: {why}"
+        yield Decision("drain.plan", sentence, draft.writes(), (), f"device/{device}", (), wish.trace)
+
+
+def _keeps_out(last: Drain, held: Versioned[HealthRecord] | None) -> bool:
+    out = held is not None and held.record.state in (HealthState.DRAINED, HealthState.REPAIRING)
+    return out and held is not None and held.record.drain == last.record.id
+
+
+def _claimed(record: DrainRecord, wish: DrainRequestRecord, settings: Settings, now: Now) -> tuple[DrainRecord, str]:
+    """The drain that is there, as the wish makes it: never less urgent than it was, and a human's if one asks."""
+    changed, why = record, f"drain {record.id} is {record.state.value}"
+    if record.maintenance and not wish.maintenance:
+        changed = replace(changed, maintenance="", requested_by=wish.requested_by)
+        why += f", and outlasts maintenance {record.maintenance}"
+    hurried = wish.mode is DrainMode.CHECKPOINT and record.mode is not DrainMode.CHECKPOINT
+    if hurried and record.state in UNDER_WAY:
+        changed = replace(changed, mode=DrainMode.CHECKPOINT, wait_until_ms=0)
+        changed = replace(changed, deadline_ms=deadline_of(changed, settings, now))
+        why += f"; it waits no longer (mode {record.mode.value} before)"
+    return changed, why

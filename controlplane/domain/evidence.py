@@ -42,14 +42,19 @@ def is_level(finding: FindingRecord) -> bool:
     return finding.code == finding.rule
 
 
-def calls_out(finding: FindingRecord) -> bool:
-    """It asks for the device to be taken out of service."""
+def asks_out(finding: FindingRecord) -> bool:
+    """Its action needs the device empty, whether or not anybody acts on it."""
     return finding.action in OUT_CALLING and finding.code not in BLINDING
 
 
+def calls_out(finding: FindingRecord) -> bool:
+    """It asks for the device to be taken out of service, and its rule is no mere shadow."""
+    return asks_out(finding) and not finding.shadow
+
+
 def weighs_on_device(finding: FindingRecord) -> bool:
-    """It says something about the hardware (and not only about a process on it)."""
-    return finding.scope is not Scope.PROCESS and finding.severity is not Severity.INFO
+    """It says something about the hardware (and not only about a process on it), and its rule is no mere shadow."""
+    return not finding.shadow and finding.scope is not Scope.PROCESS and finding.severity is not Severity.INFO
 
 
 def rank(finding: FindingRecord) -> tuple[int, int, int, str]:

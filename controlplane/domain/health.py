@@ -9,7 +9,8 @@
 - ``drained → repairing`` when the signs of the fault are gone (a level rule cleared, the host booted, the device came
   back) or a human returned it; ``repairing → probation`` after ``repair_hold_ms`` without them; a sign that comes back
   returns it to drained. A device that a human drained waits for a human.
-- ``probation → healthy`` after ``probation_ms`` without findings; the budget holds of its drain go in that transaction.
+- ``probation → healthy`` after ``probation_ms`` without findings, and a self-test passed meanwhile if the policy wants
+  one (``repair.py``); the budget holds of its drain go in that transaction.
 - Another card (uuid) in the slot starts in probation.
 - No trust, no judgement: a silent node, a hung driver, dropped events, a missing device or a record that does not
   decode make a device unknown; the state it had is kept in ``before_unknown``. Positive evidence (a lost GPU, XID 79)
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from controlplane.domain.evidence import calls_out, merged, weighs_on_device, worst
 from controlplane.domain.words import duration
 from gridkeeper.ids import DrainId, IncidentId
-from gridkeeper.policy.model import Policy
+from gridkeeper.policy.model import Mode, Policy
 from gridkeeper.records.common import Severity
 from gridkeeper.records.faults import DrainRecord, FindingRecord
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState
@@ -64,6 +65,13 @@ class Situation:
     quiet_ms: int = 0
     distrust: str = ""
     drain: DrainRecord | None = None
+    busy: bool = False  # a repair or a self-test of it is under way
+
+
+def needs_test(record: HealthRecord, policy: Policy) -> bool:
+    """It is on probation, and must pass a self-test before it is back in service."""
+    wanted = bool(policy.repair.self_test) and policy.mode is not Mode.OFF
+    return wanted and record.state is HealthState.PROBATION and record.tested_ms < record.since_ms
 
 
 def step(s: Situation, policy: Policy, ledger_ms: int) -> HealthRecord | None:
@@ -147,8 +155,8 @@ def _drained(s: Situation, old: HealthRecord, ledger_ms: int) -> HealthRecord | 
         return another
     if s.distrust or any(calls_out(f) for f in s.findings):
         return None
-    if s.drain is None or s.drain.requested_by != MACHINE:
-        return None  # taken out by a human, or nobody knows why: a human brings it back
+    if s.drain is None or s.drain.requested_by != MACHINE or s.drain.maintenance:
+        return None  # taken out by a human, or for something that gives it back, or nobody knows why
     return moved(old, HealthState.REPAIRING, "the signs of its fault are gone", ledger_ms)
 
 
@@ -172,9 +180,10 @@ def _probation(s: Situation, old: HealthRecord, policy: Policy, ledger_ms: int) 
     if gravest is not None and _target(weighing) is HealthState.DEGRADED:
         failed = moved(old, HealthState.DEGRADED, f"failed its probation: {gravest.sentence}", ledger_ms)
         return replace(_resting_on(failed, s.findings), flaps=old.flaps + 1)
-    if weighing or min(s.held_ms, s.quiet_ms) < policy.probation_ms:
+    if weighing or s.busy or needs_test(old, policy) or min(s.held_ms, s.quiet_ms) < policy.probation_ms:
         return None
-    reason = f"passed its probation: no findings for {duration(policy.probation_ms)}"
+    tested = ", self-test passed" if old.tested_ms >= old.since_ms else ""
+    reason = f"passed its probation: no findings for {duration(policy.probation_ms)}{tested}"
     healthy = moved(old, HealthState.HEALTHY, reason, ledger_ms)
     return replace(healthy, evidence=(), incident=IncidentId(""), drain=DrainId(""), trace="")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from controlplane.domain.assess import decide_health
+from controlplane.domain.borrowed import decide_returns
 from controlplane.domain.budget_upkeep import decide_budgets
 from controlplane.domain.cordon import decide_expiry
 from controlplane.domain.detect import decide_detection
 from controlplane.domain.drain import decide_drains
 from controlplane.domain.liveness import decide_liveness
+from controlplane.domain.maintenance import decide_maintenance
+from controlplane.domain.repair import decide_repairs
 from controlplane.domain.sla import decide_ledger
 from gridkeeper.decision import Decision, Now
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
@@ -27,6 +30,9 @@ def _judge(state: RegionState, world: GlobalState, settings: Settings, now: Now)
 def _act(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     budgets = decide_budgets(state, settings, now)
     return (
+        *decide_maintenance(state, settings, now),
+        *decide_repairs(state, world, settings, now),
+        *decide_returns(state, settings, now),
         *decide_drains(state, world, settings, now),
         *decide_expiry(state, settings, now),
         *((budgets,) if budgets else ()),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 
 from controlplane.domain import uptime
-from controlplane.domain.uptime import Standing
+from controlplane.domain.uptime import Standing, Step
 from gridkeeper.decision import Decision, Draft, Now, Versioned
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.books import AccountRecord, EntryRecord, Totals, UptimeClass
@@ -116,7 +116,8 @@ def _book(account: AccountRecord, until_ms: int, entries: list[EntryRecord]) -> 
     return replace(account, sequence=entry.sequence, since_ms=until_ms, totals=totals)
 
 
-Book = tuple[str, Standing, Versioned[AccountRecord] | None]
+Book = tuple[str, tuple[Step, ...], Versioned[AccountRecord] | None]
+"""Scope, what held up to which times (the last is now), and the account as it is."""
 
 
 def _decide(
@@ -127,12 +128,15 @@ def _decide(
 ) -> tuple[Decision, ...]:
     decisions: list[Decision] = []
     draft, scopes = Draft(), list[str]()
-    for scope, standing, old in books:
+    for scope, steps, old in books:
         entries: tuple[EntryRecord, ...] = ()
         if old is None:
-            account = opened(scope, standing, now.ledger_ms)
+            account = opened(scope, steps[-1][0], now.ledger_ms)
         else:
-            account, entries = fold(old.record, standing, now.ledger_ms)
+            account = old.record
+            for standing, at_ms in steps:
+                account, more = fold(account, standing, at_ms)
+                entries += more
             if account is old.record or account == old.record:
                 continue
         if scopes and len(draft.puts) + 1 + len(entries) > MAX_WRITES:
@@ -155,14 +159,21 @@ def _decision(draft: Draft, scopes: list[str]) -> Decision:
 def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """The devices' and the region's accounts (region store). A device whose health is not readable is left alone."""
     keys = RegionKeys(state.region)
-    standings = {device: uptime.of_device(state, health.record) for device, health in sorted(state.health.items())}
-    books: list[Book] = [
-        (scope, standing, state.accounts.get(scope))
-        for scope, standing in ((f"device/{device}", standing) for device, standing in standings.items())
-    ]
-    region = uptime.of_region(state, settings, tuple(standings.values()))
+    windows, books, standings = uptime.announced(state), list[Book](), list[Standing]()
+    for device, health in sorted(state.health.items()):
+        scope, standing = f"device/{device}", uptime.of_device(state, health.record)
+        account = state.accounts.get(scope)
+        steps: tuple[Step, ...] = ((standing, now.ledger_ms),)
+        if windows:
+            covering = (*windows.get(device, ()), *windows.get(health.record.node, ()))
+            since_ms = account.record.since_ms if account else now.ledger_ms
+            steps = uptime.through(covering, standing, since_ms, now.ledger_ms) if covering else steps
+        books.append((scope, steps, account))
+        standings.append(steps[-1][0])
+    region = uptime.of_region(state, settings, tuple(standings))
     if region is not None:
-        books.append((f"region/{state.region}", region, state.accounts.get(f"region/{state.region}")))
+        scope = f"region/{state.region}"
+        books.append((scope, ((region, now.ledger_ms),), state.accounts.get(scope)))
     if state.suspect_keys:
         books = [book for book in books if keys.account(book[0]) not in state.suspect_keys]
     return _decide(books, now, keys.account, keys.entry)
@@ -176,5 +187,5 @@ def decide_job_ledger(world: GlobalState, settings: Settings, now: Now) -> tuple
         scope = f"job/{job}"
         standing = uptime.of_job(world, record.record, now.ledger_ms, job in stepping or scope in world.accounts)
         if standing is not None and KEYS.account(scope) not in world.suspect_keys:
-            books.append((scope, standing, world.accounts.get(scope)))
+            books.append((scope, ((standing, now.ledger_ms),), world.accounts.get(scope)))
     return _decide(books, now, KEYS.account, KEYS.entry)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.care import MaintenanceRecord, MaintenanceState
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import CordonRecord, HealthRecord, HealthState
 from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobState, RunPhase, RunRecord
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 MAINTENANCE = "maintenance"
-"""A cordon of this owner is announced maintenance: its time is excluded."""
+"""A cordon of this owner is maintenance that began when it was announced: its time is excluded. Windows that are
+planned ahead are excluded by their own records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,49 @@ def _maintenance(cordons: Iterable[Versioned[CordonRecord] | None]) -> Standing 
             if reason.owner == MAINTENANCE:
                 return Standing(UptimeClass.EXCLUDED, reason.created_ms, f"maintenance: {reason.reason}")
     return None
+
+
+Step = tuple[Standing, int]
+"""What held up to a time, ledger ms."""
+
+
+def announced(state: RegionState) -> dict[str, list[MaintenanceRecord]]:
+    """Windows of announced maintenance by target. One that was cancelled never was; one that ended early ends then."""
+    found: dict[str, list[MaintenanceRecord]] = {}
+    for window in state.maintenance.values():
+        if window.record.state is not MaintenanceState.CANCELLED:
+            found.setdefault(window.record.target, []).append(window.record)
+    return found
+
+
+def through(windows: Sequence[MaintenanceRecord], standing: Standing, since_ms: int, now_ms: int) -> tuple[Step, ...]:
+    """``standing``, with the announced time excluded: exactly [from, until) of each window, also of those that began
+    and ended while nobody kept the books. ``since_ms``: from when on they are open."""
+    steps: list[Step] = []
+    spans = [s for s in _merged(windows) if s[0] <= now_ms and s[1] > since_ms]
+    for number, (from_ms, until_ms, record) in enumerate(spans):
+        excluded = Standing(UptimeClass.EXCLUDED, from_ms, f"maintenance: {record.reason}", (record.id,))
+        steps.append((excluded, min(until_ms, now_ms)))
+        if until_ms > now_ms:
+            return tuple(steps)
+        following = spans[number + 1][0] if number + 1 < len(spans) else now_ms
+        known_ms = min(following, max(until_ms, standing.since_ms))
+        if known_ms > until_ms:  # its record has changed since, and what it was before is not in it any more
+            steps.append((Standing(UptimeClass.UNKNOWN, until_ms, "nobody kept the books after maintenance"), known_ms))
+        steps.append((replace(standing, since_ms=known_ms), following))
+    return tuple(steps) or ((standing, now_ms),)
+
+
+def _merged(windows: Sequence[MaintenanceRecord]) -> list[tuple[int, int, MaintenanceRecord]]:
+    """Spans in order of time; those that touch are one."""
+    spans: list[tuple[int, int, MaintenanceRecord]] = []
+    for window in sorted(windows, key=lambda w: (w.from_ms, w.id)):
+        if spans and window.from_ms <= spans[-1][1]:
+            begin, end, first = spans[-1]
+            spans[-1] = (begin, max(end, window.until_ms), first)
+        else:
+            spans.append((window.from_ms, window.until_ms, window))
+    return spans
 
 
 def of_device(state: RegionState, health: HealthRecord) -> Standing:

@@ -26,6 +26,12 @@ def clock_time(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M:%S UTC")
 
 
+def moment(ms: int) -> str:
+    """``2026-11-24 12:03 UTC``, with seconds if there are any."""
+    when = datetime.fromtimestamp(ms / 1000, UTC)
+    return when.strftime("%Y-%m-%d %H:%M:%S UTC" if when.second else "%Y-%m-%d %H:%M UTC")
+
+
 def duration(ms: int) -> str:
     """``0.4 s``, ``2 min``, ``3.5 h``."""
     if ms < 120_000:

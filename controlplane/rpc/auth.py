@@ -27,6 +27,9 @@ NEEDS: dict[str, UserRole] = {
     "SubmitJob": UserRole.OPERATOR,
     "StopJob": UserRole.OPERATOR,
     "MigrateJob": UserRole.OPERATOR,
+    "PlanMaintenance": UserRole.OPERATOR,
+    "CancelMaintenance": UserRole.OPERATOR,
+    "DecideRepair": UserRole.OPERATOR,
 }
 """Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
 

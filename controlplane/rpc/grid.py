@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from controlplane.rpc import explain, intents, moves
+from controlplane.rpc import care_intents, drain_intents, explain, intents, moves
 from controlplane.rpc.acts import Actor, checked_ttl
 from controlplane.rpc.jobspec import checked_spec, name
 from controlplane.rpc.listing import Pages, checked_kind, scene_of
@@ -126,9 +126,15 @@ class GridService:
         )
 
     async def drain(self, request: api_pb2.DrainRequest, who: str) -> ActResponse:
-        wish = self._actor.wish(who, request.reason)
+        """With ``dry_run`` nothing is written, and the answer is what would be."""
+        wish, views, settings = self._actor.wish(who, request.reason), self._views, self._acts.settings()
+        manner = drain_intents.checked_manner(request, settings.policy.drain)
+        if request.dry_run:
+            return drain_intents.rehearse(
+                request.target, manner, wish, views.region(), views.world(), settings, views.now()
+            )
         return await self._actor.carry_out(
-            "region", who, lambda: intents.drain(request.target, wish, self._views.region(), self._views.now())
+            "region", who, lambda: drain_intents.drain(request.target, manner, wish, views.region(), views.now())
         )
 
     async def cancel_drain(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
@@ -136,6 +142,28 @@ class GridService:
         views, settings = self._views, self._acts.settings()
         return await self._actor.carry_out(
             "region", who, lambda: intents.cancel_drain(request.name, wish, views.region(), settings, views.now())
+        )
+
+    async def plan_maintenance(self, request: api_pb2.MaintenanceRequest, who: str) -> ActResponse:
+        wish, views = self._actor.wish(who, request.reason), self._views
+        return await self._actor.carry_out(
+            "region", who, lambda: care_intents.plan_maintenance(request, wish, views.region(), views.now())
+        )
+
+    async def cancel_maintenance(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
+        wish, views, settings = self._actor.wish(who, request.reason), self._views, self._acts.settings()
+        return await self._actor.carry_out(
+            "region",
+            who,
+            lambda: care_intents.cancel_maintenance(request.name, wish, views.region(), settings, views.now()),
+        )
+
+    async def decide_repair(self, request: api_pb2.RepairDecision, who: str) -> ActResponse:
+        wish, views = self._actor.wish(who, request.reason), self._views
+        return await self._actor.carry_out(
+            "region",
+            who,
+            lambda: care_intents.decide_repair(request.id, request.approve, wish, views.region(), views.now()),
         )
 
     async def ack_incident(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:

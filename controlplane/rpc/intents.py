@@ -10,19 +10,18 @@ import grpc
 
 from controlplane.domain import cordon as cordons
 from controlplane.domain.drain_progress import cancellation
+from controlplane.domain.maintenance import WINDOW
 from controlplane.domain.uptime import MAINTENANCE
 from controlplane.rpc.refusal import Refusal, invalid, not_found, precondition
-from gridkeeper.decision import Decision, Delete, Draft, Now, guards_of
+from gridkeeper.decision import Decision, Delete, Draft, Now
 from gridkeeper.ids import DeviceId, IncidentId, JobId, MigrationId, NodeId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Desired
-from gridkeeper.records.faults import DrainRequestRecord, DrainState, IncidentState
-from gridkeeper.records.fleet import HealthState
+from gridkeeper.records.faults import DrainState, IncidentState
 from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobSpec, JobState
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 MAX_REASON = 500
-OUT = frozenset({HealthState.DRAINING, HealthState.DRAINED, HealthState.REPAIRING, HealthState.RETIRED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +75,6 @@ def reference_of(target: str) -> str:
     return f"device/{target}" if "/" in target else f"node/{target}"
 
 
-def drain(target: str, wish: Wish, region: RegionState, now: Now) -> Plan:
-    """A drain request per device that is not on its way out; the region's leader plans each under the budgets."""
-    devices = devices_of(target, region)
-    if not devices:
-        raise precondition(f"target: node {target} has no devices to drain; cordon it instead")
-    keys, draft = RegionKeys(region.region), Draft()
-    asked: list[DeviceId] = []
-    for device in devices:
-        health = region.health.get(device)
-        if device in region.drain_requests or (health and health.record.state in OUT):
-            continue
-        record = DrainRequestRecord(device, wish.actor, wish.reason, now.ledger_ms, wish.trace)
-        draft.put(keys.drain_request(device), record, None)
-        asked.append(device)
-    objects = tuple(f"device/{device}" for device in devices)
-    if not asked:
-        states = {h.record.state.value for device in devices if (h := region.health.get(device))}
-        return Plan(f"{target} is already asked for or out ({', '.join(sorted(states))})", objects)
-    already = f"; {len(devices) - len(asked)} were asked for or out before" if len(asked) < len(devices) else ""
-    sentence = f"drain of {target} asked for ({counted(len(asked), 'device')}){already}: {wish.reason}"
-    guards = guards_of((keys.device(device), region.devices[device]) for device in asked)
-    decision = Decision(
-        "drain.request", sentence, draft.writes(), guards, reference_of(target), (wish.actor,), wish.trace
-    )
-    return Plan(f"{sentence}; the region's leader plans it within the budgets", objects, decision)
-
-
 def cordon(
     target: str, ttl_ms: int, maintenance: bool, wish: Wish, region: RegionState, settings: Settings, now: Now
 ) -> Plan:
@@ -133,6 +105,8 @@ def uncordon(target: str, maintenance: bool, wish: Wish, region: RegionState, se
         owners = [reason.owner for reason in held.record.reasons] if held else []
         others = f"; it is cordoned by {', '.join(owners)}" if owners else ""
         remedy = f"; 'gridkeeper uncordon {target} --maintenance' ends the maintenance" if MAINTENANCE in owners else ""
+        windows = [owner for owner in owners if owner.startswith(WINDOW)]
+        remedy += f"; 'gridkeeper maintenance cancel {windows[0].removeprefix(WINDOW)}' calls it off" if windows else ""
         return Plan(
             f"{wish.actor} has no cordon on {target}, and nothing on it waits to be returned{others}{remedy}", objects
         )

@@ -20,6 +20,8 @@ STORED_AS: dict[int, tuple[str, ...]] = {
     api_pb2.KIND_EVENT: ("events",),
     api_pb2.KIND_AUDIT: ("audit",),
     api_pb2.KIND_FINDING: ("findings",),
+    api_pb2.KIND_REPAIR: ("repairs",),
+    api_pb2.KIND_MAINTENANCE: ("maintenance",),
 }
 """Kind -> first path elements of the keys that it is made of."""
 

@@ -130,6 +130,20 @@ RECORDS: tuple[KindSpec, ...] = (
         ("node", "device", "kind", "code", "job"),
     ),
     _single(
+        api_pb2.KIND_REPAIR,
+        "repair",
+        lambda s: s.region.repairs,
+        lambda r: _device_labels(r) | {"kind": word(r.kind), "state": word(r.state), "drain": r.drain},
+        ("node", "device", "kind", "state", "drain"),
+    ),
+    _single(
+        api_pb2.KIND_MAINTENANCE,
+        "maintenance",
+        lambda s: s.region.maintenance,
+        lambda r: {"target": r.target, "node": r.target.partition("/")[0], "state": word(r.state)},
+        ("target", "node", "state"),
+    ),
+    _single(
         api_pb2.KIND_MIGRATION,
         "migration",
         lambda s: s.world.migrations,

@@ -12,6 +12,7 @@ from controlplane.domain.fleet import BadTelemetry, FleetTable
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.eventlog import BadEvent, EventLog
 from controlplane.shell.hello import BadHello, Known, check_hello, register
+from controlplane.shell.hostfeed import HostFeed
 from controlplane.shell.jobfeed import JobFeed
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.runs import BadWorkload
@@ -94,6 +95,7 @@ class Ingest:
         self._links = Links(timings)
         self.streams: dict[NodeId, AgentStream] = {}
         self.silence = SilenceWatch(self.streams, self._mark, beat, policy, clock, timings)
+        self.host = HostFeed(region, replica, local, self.streams, applier, clock)
         self.frames = 0
 
     @property
@@ -241,6 +243,8 @@ class Ingest:
                 self._report(stream, frame.workloads)
             case "checkpoint":
                 stream.offer_checkpoint(frame.checkpoint)
+            case "host":
+                self.host.offer(stream, frame.host)
             case "log":
                 waiting = stream.logs.pop(frame.log.id, None)
                 if waiting is not None and not waiting.done():

@@ -13,6 +13,7 @@ from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import Notices
 from controlplane.shell.states import global_state, region_state
+from controlplane.shell.tickets import Tickets
 from failover.checkpoint.replicate import Replicator
 from failover.domain.placement import decide_offers, decide_reservations, published_region
 from failover.domain.requests import decide_requests
@@ -21,6 +22,7 @@ from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import StoreError
+from gridkeeper.ports.tickets import TicketDesk
 from gridkeeper.records.jobs import GrantRecord
 from gridkeeper.snapshot import Settings
 
@@ -46,6 +48,7 @@ class RegionalLeader:
         settings: Settings,
         clock: Clock,
         steady_ms: Callable[[], int],
+        desk: TicketDesk | None = None,
     ) -> None:
         self._region = region
         self._replica = replica
@@ -60,6 +63,9 @@ class RegionalLeader:
         self._settings = settings
         self._clock = clock
         self._steady_ms = steady_ms
+        self._tickets = (
+            Tickets(region, fence, self._actor, local, local_applier, desk, settings, clock) if desk else None
+        )
         booked = [v.record.since_ms for v in local.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
 
@@ -71,6 +77,8 @@ class RegionalLeader:
                 lead_loop(f"moves of {self._region}", self._move, (self._local, self._world), self._clock)
             )
             group.create_task(self._copy())
+            if self._tickets:
+                group.create_task(self._tickets.run())
 
     async def _judge(self) -> bool:
         """The region store's decisions; these go on while the global store is away."""

@@ -37,6 +37,7 @@ from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.notify import Notifier
 from gridkeeper.ports.store import Compare, OutcomeUnknown, PutOp, Store, StoreUnavailable
+from gridkeeper.ports.tickets import TicketDesk
 from gridkeeper.records.books import MetaRecord
 from gridkeeper.records.faults import LeaderRecord, ReplicaRecord
 from gridkeeper.snapshot import Settings
@@ -58,6 +59,7 @@ class Ports:
     global_store: Store
     checkpoints: Mapping[RegionId, CheckpointStore]
     notifier: Notifier | None = None
+    tickets: TicketDesk | None = None
     failpoints: Failpoints | None = None
 
 
@@ -149,6 +151,7 @@ class Replica:
             group.create_task(self._keep("the comparison of peers", self._peers.run))
             group.create_task(self._keep("the care for sessions", self._care.run))
             group.create_task(self._keep("the watch over silence", self.ingest.silence.run))
+            group.create_task(self._keep("the repairs of hosts", self.ingest.host.run))
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, both=True))
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")
@@ -247,6 +250,7 @@ class Replica:
             leader = RegionalLeader(
                 self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
                 self._replicator, self._notices, self.settings, self._ports.clock, self._beat.steady_ms,
+                self._ports.tickets,
             )  # fmt: skip
             await leader.run()
         finally:

@@ -24,7 +24,7 @@ from gridkeeper.decision import Decision, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.ids import DrainId, IncidentId, RegionId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
-from gridkeeper.records.faults import DrainRecord, DrainState
+from gridkeeper.records.faults import DrainMode, DrainRecord, DrainState
 from gridkeeper.records.fleet import LivenessRecord, NodeState
 from gridkeeper.records.jobs import (
     MigrationKind,
@@ -181,7 +181,7 @@ def _while_alive(
         return None
     if owner.desired is not Desired.RUN:
         return None
-    drain = _evacuation(state, world, owner)
+    drain = _evacuation(state, world, owner, now)
     return _drain_cause(state, drain, owner, now) if drain else None
 
 
@@ -203,8 +203,9 @@ def _silent_cause(state: RegionState, owner: OwnershipRecord, silent: Versioned[
     )
 
 
-def _evacuation(state: RegionState, world: GlobalState, owner: OwnershipRecord) -> DrainRecord | None:
-    """The oldest drain that wants the job off its devices. A move for it that a human cancelled is not asked again."""
+def _evacuation(state: RegionState, world: GlobalState, owner: OwnershipRecord, now: Now) -> DrainRecord | None:
+    """The oldest drain that wants the job off its devices now. A move for it that a human cancelled is not asked
+    again."""
     declined = {
         m.record.drain
         for m in world.migrations.values()
@@ -213,9 +214,22 @@ def _evacuation(state: RegionState, world: GlobalState, owner: OwnershipRecord) 
         and m.record.state is MigrationState.CANCELLED
     }
     wanted = [
-        d for d in evidence.drains_on(state, owner.devices) if d.state in evidence.EVACUATING and d.id not in declined
+        d
+        for d in evidence.drains_on(state, owner.devices)
+        if d.state in evidence.EVACUATING and d.id not in declined and _moves_jobs(d, now)
     ]
     return min(wanted, key=lambda d: (d.planned_ms, d.id), default=None)
+
+
+def _moves_jobs(drain: DrainRecord, now: Now) -> bool:
+    """A drain that waits leaves jobs to their own end, ``deadline`` until its time has come."""
+    match drain.mode:
+        case DrainMode.CHECKPOINT:
+            return True
+        case DrainMode.WAIT:
+            return False
+        case DrainMode.DEADLINE:
+            return now.ledger_ms >= drain.wait_until_ms
 
 
 def _drain_cause(state: RegionState, drain: DrainRecord, owner: OwnershipRecord, now: Now) -> Cause:

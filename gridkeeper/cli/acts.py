@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Iterable
 
 import click
 
 from gridkeeper.cli.session import Session, call, client_options, pass_session
-from gridkeeper.cli.text import age, parse_span
+from gridkeeper.cli.text import parse_span
 from gridkeeper.client.grid import Act, GridClient
-from gridkeeper.clock import SystemClock
-from gridkeeper.v1 import api_pb2
-from gridkeeper.v1.api_pb2 import Object
+from gridkeeper.client.plain import word
+from gridkeeper.v1 import records_pb2
 
 
 class Span(click.ParamType[int]):
@@ -38,6 +38,8 @@ def tell(act: Act) -> int:
     print(act.sentence)
     return 0
 
+
+MODES = ("checkpoint", "wait", "deadline")
 
 reason_option = click.option("--reason", default="", help="Why, in one line: goes into the audit trail.")
 
@@ -76,51 +78,68 @@ def uncordon(session: Session, target: str, reason: str, maintenance: bool) -> i
 @click.argument("target", metavar="NODE|DEVICE")
 @reason_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--mode", type=click.Choice(MODES), help="How jobs leave; without it, as the policy says.")
+@click.option("--wait", type=SPAN, default=0, metavar="DURATION", help="With --mode deadline: jobs may end until then.")
+@click.option("--priority", type=int, default=0, help="Higher goes first when a budget has not room for all.")
+@click.option("--in", "delay", type=SPAN, default=0, metavar="DURATION", help="Begin this much later.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost and whether it would be admitted; do nothing.")
 @client_options
 @pass_session
-def drain(session: Session, target: str, reason: str, yes: bool) -> int:
-    """Take one device out, or each device of a node: its jobs are moved, within the budgets.
+def drain(
+    session: Session,
+    target: str,
+    reason: str,
+    yes: bool,
+    mode: str | None,
+    wait: int,
+    priority: int,
+    delay: int,
+    dry_run: bool,
+) -> int:
+    """Take one device out, or each device of a node, within the budgets.
+
+    Modes: checkpoint (jobs are asked for a checkpoint, stopped and moved), wait (for their own end; nothing new is
+    placed there), deadline (wait, then as checkpoint).
 
     \b
     Examples:
       gridkeeper drain east-1/gpu3 --reason "vendor asks for it"
-      gridkeeper drain east-1 --yes
+      gridkeeper drain east-1 --dry-run
+      gridkeeper drain east-1 --mode deadline --wait 2h --yes
     """
 
     async def work(grid: GridClient) -> Act:
-        devices, jobs = await _hit(grid, target)
-        for line in _warning(target, devices, jobs):
+        ask = functools.partial(
+            grid.drain, target, reason, mode=mode or "", wait_ms=wait, priority=priority, delay_ms=delay
+        )
+        rehearsed = await ask(dry_run=True)
+        if dry_run:
+            return rehearsed
+        for line in cost_lines(rehearsed):
             print(line, file=sys.stderr)
         if not yes:
             await asyncio.to_thread(confirm, f"Drain {target}?")
-        return await grid.drain(target, reason)
+        return await ask()
 
-    return tell(call(session, work))
-
-
-async def _hit(grid: GridClient, target: str) -> tuple[tuple[Object, ...], list[Object]]:
-    """The devices that ``target`` names and the jobs on them."""
-    if "/" in target:
-        devices: tuple[Object, ...] = (await grid.get(api_pb2.KIND_DEVICE, target),)
-    else:
-        await grid.get(api_pb2.KIND_NODE, target)
-        devices = (await grid.list(api_pb2.KIND_DEVICE, f"node={target}")).objects
-    names = dict.fromkeys(device.device.job for device in devices if device.device.job)
-    return devices, [await grid.get(api_pb2.KIND_JOB, name) for name in names]
+    act = call(session, work)
+    if not dry_run:
+        return tell(act)
+    for line in cost_lines(act):
+        print(line)
+    return 0
 
 
-def _warning(target: str, devices: Iterable[Object], jobs: list[Object]) -> Iterable[str]:
-    number = sum(1 for _ in devices)
-    count = f"{number} device" + ("" if number == 1 else "s")
-    if not jobs:
-        yield f"{target}: {count}, no job runs there"
-        return
-    now_ms = SystemClock().wall_ms()
-    yield f"{target}: {count}; the jobs there will be stopped after a checkpoint and moved:"
-    for job in jobs:
-        head = job.job.head
-        saved = f"checkpoint of step {head.step}, {age(head.committed_ms, now_ms)} old" if head.job else "no checkpoint"
-        yield f"  {job.name}  {job.labels['state']}  {saved}"
+def cost_lines(act: Act) -> Iterable[str]:
+    """What a dry run says: the whole in a few lines, then device by device."""
+    first, *more = act.sentence.split("; ")
+    yield first
+    for line in more:
+        yield f"  {line}"
+    for record in act.plan:
+        refused = record.state == records_pb2.DRAIN_STATE_REFUSED
+        verdict = f"refused: {record.reason.rpartition('refused: ')[2]}" if refused else word(record, "state")
+        jobs = f", jobs {', '.join(record.jobs)}" if record.jobs else ""
+        yield f"  {record.device}: {verdict} (mode {word(record, 'mode')}){jobs}"
 
 
 def confirm(question: str) -> None:

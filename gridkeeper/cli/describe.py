@@ -25,11 +25,14 @@ RELATED: dict[int, tuple[tuple[Kind.ValueType, str], ...]] = {
     api_pb2.KIND_NODE: (
         (api_pb2.KIND_DEVICE, "node"),
         (api_pb2.KIND_INCIDENT, "node"),
+        (api_pb2.KIND_MAINTENANCE, "node"),
+        (api_pb2.KIND_REPAIR, "node"),
         (api_pb2.KIND_EVENT, "node"),
     ),
     api_pb2.KIND_DEVICE: (
         (api_pb2.KIND_INCIDENT, "device"),
         (api_pb2.KIND_DRAIN, "device"),
+        (api_pb2.KIND_REPAIR, "device"),
         (api_pb2.KIND_EVENT, "device"),
     ),
     api_pb2.KIND_JOB: ((api_pb2.KIND_MIGRATION, "job"), (api_pb2.KIND_CHECKPOINT, "job"), (api_pb2.KIND_EVENT, "job")),
@@ -39,7 +42,7 @@ RELATED: dict[int, tuple[tuple[Kind.ValueType, str], ...]] = {
 NEWEST = 10
 DURATIONS = frozenset(
     {"heard_age_ms", "metrics_age_ms", "evidence_age_ms", "age_ms", "elapsed_ms", "rto_ms", "rpo_ms", "grace_ms"}
-    | {"up_ms", "degraded_ms", "down_ms", "excluded_ms", "unknown_ms"}
+    | {"lead_ms", "wait_ms", "checkpoint_age_ms", "up_ms", "degraded_ms", "down_ms", "excluded_ms", "unknown_ms"}
 )
 """Every other field ending in ``_ms`` is a moment."""
 

@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "uncordon": ("gridkeeper.cli.acts:uncordon", "Take back a cordon."),
     "drain": ("gridkeeper.cli.acts:drain", "Take a node's devices or one device out, within the budgets."),
     "cancel-drain": ("gridkeeper.cli.acts:cancel_drain", "Call off a drain."),
+    "maintenance": ("gridkeeper.cli.maintenance:maintenance", "Announce work ahead of time; extend it, call it off."),
+    "repair": ("gridkeeper.cli.repair:repair", "Approve or reject repairs that wait for a human."),
     "incident": ("gridkeeper.cli.acts:incident", "Acknowledge incidents."),
     "job": ("gridkeeper.cli.job:job", "Submit, stop, move and read jobs."),
     "sla": ("gridkeeper.cli.sla:sla", "Uptime of the month so far."),

@@ -50,6 +50,20 @@ def size(count: int) -> str:
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
+def parse_moment(text: str, now_ms: int) -> int:
+    """Wall time in ms of ``2026-11-25T05:00`` (UTC unless it has an offset) or ``+2h`` (from ``now_ms``). Raises
+    ``ValueError`` with the text and the remedy."""
+    if text.strip().startswith("+"):
+        return now_ms + parse_span(text.strip()[1:])
+    try:
+        when = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"{text!r} is no moment; write for example 2026-11-25T05:00Z or +2h") from None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.UTC)
+    return round(when.timestamp() * 1_000)
+
+
 def parse_span(text: str) -> int:
     """Milliseconds of ``90s``, ``2h30m``, ``500ms``. Raises ``ValueError`` with the text and the remedy."""
     compact = text.strip().replace(" ", "")

@@ -44,12 +44,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What was done, or is being done. ``objects``: ``<kind>/<name>`` touched."""
+    """What was done, or is being done. ``objects``: ``<kind>/<name>`` touched. ``plan``: of a drain's dry run, the
+    drains as they would be recorded now."""
 
     sentence: str
     objects: tuple[str, ...]
     revision: int
     region: RegionId
+    plan: tuple[records_pb2.DrainRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +214,53 @@ class GridClient:
         request = api_pb2.CordonRequest(target=target, reason=reason, maintenance=maintenance)
         return await self._act(replicas, "Uncordon", request)
 
-    async def drain(self, target: str, reason: str) -> Act:
-        """Ask for ``target`` (a device, or each device of a node) to be taken out, within the budgets."""
+    async def drain(
+        self,
+        target: str,
+        reason: str,
+        *,
+        mode: str = "",
+        wait_ms: int = 0,
+        priority: int = 0,
+        delay_ms: int = 0,
+        dry_run: bool = False,
+    ) -> Act:
+        """Ask for ``target`` (a device, or each device of a node) to be taken out, within the budgets. ``mode``:
+        checkpoint, wait or deadline; "": as the policy says. ``dry_run``: change nothing, tell the ``plan``."""
         replicas = await self._home_of(target)
-        return await self._act(replicas, "Drain", api_pb2.DrainRequest(target=target, reason=reason))
+        request = api_pb2.DrainRequest(
+            target=target, reason=reason, wait_ms=wait_ms, priority=priority, delay_ms=delay_ms, dry_run=dry_run
+        )
+        if mode:
+            request.mode = records_pb2.DrainMode.Value(f"DRAIN_MODE_{mode.upper()}")
+        return await self._act(replicas, "Drain", request)
 
     async def cancel_drain(self, drain: str, reason: str) -> Act:
         replicas, _ = await self._locate(api_pb2.KIND_DRAIN, drain)
         return await self._act(replicas, "CancelDrain", api_pb2.ObjectRequest(name=drain, reason=reason))
+
+    async def plan_maintenance(self, target: str, from_ms: int, until_ms: int, lead_ms: int, reason: str) -> Act:
+        """Announce work on ``target`` over [from, until), ms of wall time; its drain begins ``lead_ms`` before."""
+        request = api_pb2.MaintenanceRequest(
+            target=target, from_ms=from_ms, until_ms=until_ms, lead_ms=lead_ms, reason=reason
+        )
+        return await self._act(await self._home_of(target), "PlanMaintenance", request)
+
+    async def extend_maintenance(self, maintenance: str, until_ms: int) -> Act:
+        """Another end of a window that is not over."""
+        replicas, _ = await self._locate(api_pb2.KIND_MAINTENANCE, maintenance)
+        request = api_pb2.MaintenanceRequest(id=maintenance, until_ms=until_ms)
+        return await self._act(replicas, "PlanMaintenance", request)
+
+    async def cancel_maintenance(self, maintenance: str, reason: str = "") -> Act:
+        replicas, _ = await self._locate(api_pb2.KIND_MAINTENANCE, maintenance)
+        return await self._act(replicas, "CancelMaintenance", api_pb2.ObjectRequest(name=maintenance, reason=reason))
+
+    async def decide_repair(self, repair: str, approve: bool, reason: str = "") -> Act:
+        """Approve or reject a repair that waits for a human."""
+        replicas, _ = await self._locate(api_pb2.KIND_REPAIR, repair)
+        request = api_pb2.RepairDecision(id=repair, approve=approve, reason=reason)
+        return await self._act(replicas, "DecideRepair", request)
 
     async def ack_incident(self, incident: str, reason: str = "") -> Act:
         replicas, _ = await self._locate(api_pb2.KIND_INCIDENT, incident)
@@ -244,7 +285,7 @@ class GridClient:
         else:
             answer = await self._anywhere(name, request, api_pb2.ActResponse)
             region = RegionId("")
-        return Act(answer.sentence, tuple(answer.objects), answer.revision, region)
+        return Act(answer.sentence, tuple(answer.objects), answer.revision, region, tuple(answer.plan))
 
     async def _anywhere(self, name: str, request: Any, response: type[R]) -> R:
         """At the first region that answers."""

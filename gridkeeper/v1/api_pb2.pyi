@@ -39,6 +39,8 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_EVENT: _Kind.ValueType  # 10
     KIND_AUDIT: _Kind.ValueType  # 11
     KIND_FINDING: _Kind.ValueType  # 12
+    KIND_REPAIR: _Kind.ValueType  # 13
+    KIND_MAINTENANCE: _Kind.ValueType  # 14
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
 
@@ -55,6 +57,8 @@ KIND_SLA: Kind.ValueType  # 9
 KIND_EVENT: Kind.ValueType  # 10
 KIND_AUDIT: Kind.ValueType  # 11
 KIND_FINDING: Kind.ValueType  # 12
+KIND_REPAIR: Kind.ValueType  # 13
+KIND_MAINTENANCE: Kind.ValueType  # 14
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
 @_typing.final
@@ -187,6 +191,8 @@ class Object(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     AUDIT_FIELD_NUMBER: _builtins.int
     FINDING_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     kind: Global___Kind.ValueType
     name: _builtins.str
     region: _builtins.str
@@ -219,6 +225,10 @@ class Object(_message.Message):
     def audit(self) -> _records_pb2.AuditRecord: ...
     @_builtins.property
     def finding(self) -> _records_pb2.FindingRecord: ...
+    @_builtins.property
+    def repair(self) -> _records_pb2.RepairRecord: ...
+    @_builtins.property
+    def maintenance(self) -> _records_pb2.MaintenanceRecord: ...
     def __init__(
         self,
         *,
@@ -239,12 +249,14 @@ class Object(_message.Message):
         event: _records_pb2.EventRecord | None = ...,
         audit: _records_pb2.AuditRecord | None = ...,
         finding: _records_pb2.FindingRecord | None = ...,
+        repair: _records_pb2.RepairRecord | None = ...,
+        maintenance: _records_pb2.MaintenanceRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "migration", b"migration", "node", b"node", "region_view", b"region_view", "sla", b"sla", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "maintenance", b"maintenance", "migration", b"migration", "node", b"node", "region_view", b"region_view", "repair", b"repair", "sla", b"sla", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "kind", b"kind", "labels", b"labels", "migration", b"migration", "name", b"name", "node", b"node", "region", b"region", "region_view", b"region_view", "revision", b"revision", "sla", b"sla", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "kind", b"kind", "labels", b"labels", "maintenance", b"maintenance", "migration", b"migration", "name", b"name", "node", b"node", "region", b"region", "region_view", b"region_view", "repair", b"repair", "revision", b"revision", "sla", b"sla", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_view: _TypeAlias = _typing.Literal["region_view", "node", "device", "incident", "drain", "job", "migration", "checkpoint", "sla", "event", "audit", "finding"]  # noqa: Y015
+    _WhichOneofReturnType_view: _TypeAlias = _typing.Literal["region_view", "node", "device", "incident", "drain", "job", "migration", "checkpoint", "sla", "event", "audit", "finding", "repair", "maintenance"]  # noqa: Y015
     _WhichOneofArgType_view: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_view) -> _WhichOneofReturnType_view | None: ...
 
@@ -705,18 +717,38 @@ class DrainRequest(_message.Message):
 
     TARGET_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """node (each of its devices) or device"""
     reason: _builtins.str
+    mode: _records_pb2.DrainMode.ValueType
+    """unspecified: as the policy says"""
+    wait_ms: _builtins.int
+    """of the mode deadline: how long jobs may go on; 0: as the policy says"""
+    priority: _builtins.int
+    """higher first, among what humans asked for"""
+    delay_ms: _builtins.int
+    """begin this much later"""
+    dry_run: _builtins.bool
+    """say what it would cost and whether it would be admitted; change nothing"""
     def __init__(
         self,
         *,
         target: _builtins.str = ...,
         reason: _builtins.str = ...,
+        mode: _records_pb2.DrainMode.ValueType = ...,
+        wait_ms: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        delay_ms: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_ms", b"delay_ms", "dry_run", b"dry_run", "mode", b"mode", "priority", b"priority", "reason", b"reason", "target", b"target", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -797,6 +829,7 @@ class ActResponse(_message.Message):
     SENTENCE_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     sentence: _builtins.str
     """what was done, or is being done"""
     revision: _builtins.int
@@ -804,20 +837,90 @@ class ActResponse(_message.Message):
     def objects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"<kind>/<name>" touched"""
 
+    @_builtins.property
+    def plan(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.DrainRecord]:
+        """of a drain's dry run: what would be recorded now, refusals included"""
+
     def __init__(
         self,
         *,
         sentence: _builtins.str = ...,
         objects: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.int = ...,
+        plan: _abc.Iterable[_records_pb2.DrainRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "revision", b"revision", "sentence", b"sentence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "plan", b"plan", "revision", b"revision", "sentence", b"sentence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActResponse: _TypeAlias = ActResponse  # noqa: Y015
+
+@_typing.final
+class MaintenanceRequest(_message.Message):
+    """Times are wall time, ms since the Unix epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    LEAD_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """node or device"""
+    from_ms: _builtins.int
+    until_ms: _builtins.int
+    lead_ms: _builtins.int
+    """the drain begins this long before"""
+    reason: _builtins.str
+    id: _builtins.str
+    """of an existing window whose end is to become until_ms; the other fields are ignored then"""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        from_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        lead_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_ms", b"from_ms", "id", b"id", "lead_ms", b"lead_ms", "reason", b"reason", "target", b"target", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaintenanceRequest: _TypeAlias = MaintenanceRequest  # noqa: Y015
+
+@_typing.final
+class RepairDecision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    APPROVE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    approve: _builtins.bool
+    """false: reject"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        approve: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairDecision: _TypeAlias = RepairDecision  # noqa: Y015
 
 @_typing.final
 class JobLogsRequest(_message.Message):

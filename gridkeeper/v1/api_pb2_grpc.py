@@ -114,6 +114,21 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.SamplesRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.SampleBlock.FromString,
                 _registered_method=True)
+        self.PlanMaintenance = channel.unary_unary(
+                '/gridkeeper.v1.Grid/PlanMaintenance',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.MaintenanceRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.CancelMaintenance = channel.unary_unary(
+                '/gridkeeper.v1.Grid/CancelMaintenance',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.DecideRepair = channel.unary_unary(
+                '/gridkeeper.v1.Grid/DecideRepair',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.RepairDecision.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -219,6 +234,25 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanMaintenance(self, request, context):
+        """A new window, or (with `id`) another end of one that is not over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMaintenance(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideRepair(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -301,6 +335,21 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.Samples,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.SamplesRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.SampleBlock.SerializeToString,
+            ),
+            'PlanMaintenance': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanMaintenance,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.MaintenanceRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'CancelMaintenance': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMaintenance,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'DecideRepair': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideRepair,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.RepairDecision.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -735,6 +784,87 @@ class Grid:
             '/gridkeeper.v1.Grid/Samples',
             gridkeeper_dot_v1_dot_api__pb2.SamplesRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.SampleBlock.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanMaintenance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/PlanMaintenance',
+            gridkeeper_dot_v1_dot_api__pb2.MaintenanceRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMaintenance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/CancelMaintenance',
+            gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/DecideRepair',
+            gridkeeper_dot_v1_dot_api__pb2.RepairDecision.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
             options,
             channel_credentials,
             insecure,

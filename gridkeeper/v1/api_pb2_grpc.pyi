@@ -51,6 +51,10 @@ class GridStub:
     Info: _grpc.UnaryUnaryMultiCallable[_api_pb2.InfoRequest, _api_pb2.InfoResponse]
     Samples: _grpc.UnaryStreamMultiCallable[_api_pb2.SamplesRequest, _api_pb2.SampleBlock]
     """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period."""
+    PlanMaintenance: _grpc.UnaryUnaryMultiCallable[_api_pb2.MaintenanceRequest, _api_pb2.ActResponse]
+    """A new window, or (with `id`) another end of one that is not over."""
+    CancelMaintenance: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
+    DecideRepair: _grpc.UnaryUnaryMultiCallable[_api_pb2.RepairDecision, _api_pb2.ActResponse]
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -75,6 +79,10 @@ class GridAsyncStub(GridStub):
     Info: _aio.UnaryUnaryMultiCallable[_api_pb2.InfoRequest, _api_pb2.InfoResponse]  # type: ignore[assignment]
     Samples: _aio.UnaryStreamMultiCallable[_api_pb2.SamplesRequest, _api_pb2.SampleBlock]  # type: ignore[assignment]
     """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period."""
+    PlanMaintenance: _aio.UnaryUnaryMultiCallable[_api_pb2.MaintenanceRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    """A new window, or (with `id`) another end of one that is not over."""
+    CancelMaintenance: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    DecideRepair: _aio.UnaryUnaryMultiCallable[_api_pb2.RepairDecision, _api_pb2.ActResponse]  # type: ignore[assignment]
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -192,5 +200,27 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_api_pb2.SampleBlock], _abc.AsyncIterator[_api_pb2.SampleBlock]]:
         """Samples as the replica that answers receives them, for ever: each row that is newer than what was sent, once a period."""
+
+    @_abc_1.abstractmethod
+    def PlanMaintenance(
+        self,
+        request: _api_pb2.MaintenanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]:
+        """A new window, or (with `id`) another end of one that is not over."""
+
+    @_abc_1.abstractmethod
+    def CancelMaintenance(
+        self,
+        request: _api_pb2.ObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DecideRepair(
+        self,
+        request: _api_pb2.RepairDecision,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -139,7 +139,9 @@ async def test_the_audit_trail_is_listed_and_watched(client: GridClient, grid: F
     assert [item.audit.verb for item in trail.objects] == ["job.submit", "drain.request"]
     assert [item.region for item in trail.objects] == ["", "east"]
     only = await client.list(api_pb2.KIND_AUDIT, "verb=drain.request")
-    assert [item.audit.sentence for item in only.objects] == ["drain of east-1/gpu0 asked for (1 device): a test"]
+    assert [item.audit.sentence for item in only.objects] == [
+        "drain of east-1/gpu0 asked for (1 device, mode checkpoint): a test"
+    ]
     assert (await client.get(api_pb2.KIND_AUDIT, trail.objects[0].name)).audit.object == "job/train"
 
 

@@ -158,9 +158,18 @@ async def test_a_viewer_is_refused_with_exit_code_5(cli: Cli, servers: GridServe
 async def test_a_drain_shows_the_jobs_it_hits_and_asks(cli: Cli, servers: GridServers) -> None:
     asked = await cli("drain", "east-1/gpu0")
     assert asked.code == 2
-    assert "train  running  checkpoint of step 40" in asked.err and "repeat with --yes" in asked.err
+    assert "out 0 of 1 device" in asked.err, "it is draining already"
+    assert "repeat with --yes" in asked.err
     east = servers.grids["east-1"]
-    assert not east.region().drain_requests
+    back = records.health("east-1/gpu0")
+    east.put(east.keys.health(back.device), back)
+    east.delete(east.keys.drain("d1"))
+    rehearsed = await cli("drain", "east-1", "--dry-run", "--mode", "deadline", "--wait", "2h")
+    assert rehearsed.code == 0 and "out 1 of 2 devices; 1 would be refused" in rehearsed.out.replace("\n  ", "; ")
+    assert "job train (1 device, step" in rehearsed.out
+    assert "east-1/gpu1: refused: budget region is full" in rehearsed.out
+    assert not east.region().drain_requests and not east.region().drains
+    east.put(east.keys.health(back.device), records.health("east-1/gpu0", HealthState.DRAINING))
     done = await cli("drain", "east-1", "--yes", "--reason", "PSU")
     assert done.code == 0 and "1 were asked for or out before" in done.out
     assert list(east.region().drain_requests) == ["east-1/gpu1"]

@@ -8,19 +8,24 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from controlplane.rpc import intents
+from controlplane.domain.health import OUT
+from controlplane.rpc import drain_intents, intents
+from controlplane.rpc.drain_intents import Manner
 from controlplane.rpc.intents import Plan, Wish
 from controlplane.rpc.refusal import Refusal, near
 from gridkeeper.ids import JobId, NodeId
 from gridkeeper.keys import KEYS
-from gridkeeper.records.faults import IncidentState
+from gridkeeper.policy.model import DrainPolicy
+from gridkeeper.records.faults import DrainMode, IncidentState
 from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import JobState
+from gridkeeper.v1 import api_pb2
 from tests.fixtures import records
 from tests.fixtures.filled import fleet
 from tests.fixtures.grid import FakeGrid
 
 WISH = Wish("user/ann", "by hand", records.TRACE)
+NOW = Manner(DrainMode.CHECKPOINT, 0)
 
 
 def _fleet() -> FakeGrid:
@@ -37,27 +42,27 @@ def _refused(act: Callable[[], Plan]) -> tuple[grpc.StatusCode, str]:
 
 def test_a_drain_request_holds_only_while_the_device_is_as_it_was_seen() -> None:
     grid = _fleet()
-    plan = intents.drain("east-1/gpu0", WISH, grid.region(), grid.now())
+    plan = drain_intents.drain("east-1/gpu0", NOW, WISH, grid.region(), grid.now())
     assert plan.decision is not None
     assert {guard.key for guard in plan.decision.guards} == {grid.keys.device(records.device().id)}
     assert (plan.decision.trace, plan.decision.subject) == (records.TRACE, "device/east-1/gpu0")
 
 
-@pytest.mark.parametrize("state", sorted(intents.OUT))
+@pytest.mark.parametrize("state", sorted(OUT - {HealthState.PROBATION}))
 def test_a_device_on_its_way_out_is_not_asked_for_again(state: HealthState) -> None:
     grid = _fleet()
     sick = records.health(state=state)
     grid.put(grid.keys.health(sick.device), sick)
-    plan = intents.drain("east-1/gpu0", WISH, grid.region(), grid.now())
+    plan = drain_intents.drain("east-1/gpu0", NOW, WISH, grid.region(), grid.now())
     assert plan.decision is None and state.value in plan.sentence
 
 
 def test_drains_of_what_is_not_there() -> None:
     grid = _fleet()
     state, now = grid.region(), grid.now()
-    assert _refused(lambda: intents.drain("", WISH, state, now))[1].startswith("target: it is empty")
-    assert _refused(lambda: intents.drain("east-2", WISH, state, now))[0] is grpc.StatusCode.NOT_FOUND
-    assert "cordon it instead" in _refused(lambda: intents.drain("bare", WISH, state, now))[1]
+    assert _refused(lambda: drain_intents.drain("", NOW, WISH, state, now))[1].startswith("target: it is empty")
+    assert _refused(lambda: drain_intents.drain("east-2", NOW, WISH, state, now))[0] is grpc.StatusCode.NOT_FOUND
+    assert "cordon it instead" in _refused(lambda: drain_intents.drain("bare", NOW, WISH, state, now))[1]
 
 
 def test_a_resolved_incident_cannot_be_acknowledged() -> None:
@@ -92,3 +97,20 @@ def test_names_that_come_near() -> None:
     assert near("eats-1/gpu2", {"east-1/gpu2"}) == ["east-1/gpu2"]
     assert near("zzz", names) == []
     assert near("zzz", {str(i) for i in range(100_000)}) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": 9}, "mode: 9 is none"),
+        ({"wait_ms": -1}, "wait_ms: -1"),
+        ({"wait_ms": 5, "mode": 2}, "only the mode deadline"),
+        ({"delay_ms": 1 << 40}, "delay_ms"),
+        ({"priority": 1_001}, "priority"),
+    ],
+)
+def test_a_manner_of_draining_that_makes_no_sense_is_refused_by_field(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(Refusal, match=message):
+        drain_intents.checked_manner(api_pb2.DrainRequest(target="n1", **fields), DrainPolicy())  # type: ignore[arg-type]
+    plain = drain_intents.checked_manner(api_pb2.DrainRequest(), DrainPolicy(mode="deadline", wait_ms=7))
+    assert plain == Manner(DrainMode.DEADLINE, 7)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridkeeper.config import (
@@ -77,6 +77,7 @@ def test_no_text_gets_past_with_anything_but_a_config_error(text: str) -> None:
         parse(AgentConfig, text, "x")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_read_as_something_valid_or_refused(data: st.DataObject) -> None:
     text = dump(CONTROL)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text()
 TABLES = (config.AgentConfig, config.ControlPlaneConfig, config.ClientConfig, config.TlsFiles, config.StoreConfig,
           Timings)  # fmt: skip
-SENTENCES = (config.RegionPath, config.RegionEndpoints)
+SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands)
 
 
 @pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__name__)

@@ -40,7 +40,7 @@ STEPS = {"planned": _PLANNED, "recovery": _RECOVERY, "start": _START}
 DRAIN_STEPS = ("planned", "admitted", "evacuating", "drained")
 
 _ENDED_MOVES = frozenset({"done", "cancelled", "rolled back", "failed"})
-_ENDED_DRAINS = frozenset({"drained", "refused", "cancelled", "failed", "expired"})
+_ENDED_DRAINS = frozenset({"drained", "refused", "cancelled", "failed", "expired", "shadow"})
 
 
 def table(state: State, now: Now, section: str = "") -> Table:
