@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -96,6 +96,7 @@ class PolledBackend:
         self._pending: list[Sighting] = []
         self._news = threading.Condition()
         self._open = False
+        self._read_ms: int | None = None  # when the last reading was taken
 
     def open(self) -> tuple[Device, ...]:
         cards = self._vendor.cards()
@@ -116,7 +117,8 @@ class PolledBackend:
     def sample(self, devices: tuple[Device, ...]) -> NDArray[np.float32]:
         rows = np.full((len(devices), len(METRICS)), np.nan, dtype=np.float32)
         slots = {key: slot for slot, key in self._keys.items()}
-        readings = self._vendor.read(slots, self._seen, self._clock.mono_ms())
+        now_ms = self._clock.mono_ms()
+        readings = self._vendor.read(slots, self._seen, now_ms)
         if slots and not any(reading.values for reading in readings.values()):
             raise BackendError(f"{self.name}: no device says anything in a form that is known; has the tool changed?")
         for number, device in enumerate(devices):
@@ -125,7 +127,9 @@ class PolledBackend:
                 if abs(value) <= _FLOAT32_MAX:
                     rows[number, COLUMN[name]] = value
         self._pids = {slot: readings[key].pids for slot, key in self._keys.items() if key in readings}
-        told = self._seen.take()
+        # What changed did so after the last reading. Dated so early, it is one event with what the kernel log said.
+        earliest_ms, self._read_ms = (now_ms if self._read_ms is None else self._read_ms), now_ms
+        told = [replace(event, seen_ms=earliest_ms) for event in self._seen.take()]
         if told:
             with self._news:
                 self._pending = [*self._pending, *told][-MAX_PENDING:]

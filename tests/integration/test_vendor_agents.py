@@ -65,10 +65,14 @@ async def test_a_fault_told_by_amd_smi_and_by_the_kernel_log_is_one_event(vendor
     kernel_log.write("amdgpu 0000:26:00.0: amdgpu: ring sdma0 timeout, signaled seq=11425, emitted seq=11427")
     timeout = await told(host, EventKind.AMD, 1130)
     assert (timeout.slot, list(timeout.sources)) == ("gpu1", ["kmsg"])
-    tool.say("metric --json", (DATA / "amd/metric-ecc.json").read_text())
+    kernel_log.write("amdgpu 0000:26:00.0: amdgpu: 1 uncorrectable hardware errors detected in umc block")
     error = await told(host, EventKind.AMD, 1001)
-    assert (error.slot, list(error.sources), error.count) == ("gpu1", ["amd"], 1)
-    assert "uncorrectable hardware errors in UMC" in error.message
+    assert (error.slot, list(error.sources), error.count) == ("gpu1", ["kmsg"], 1)
+    tool.say("metric --json", (DATA / "amd/metric-ecc.json").read_text())  # the same error, and a correctable one
+    corrected = await told(host, EventKind.AMD, 1041)
+    assert (corrected.slot, list(corrected.sources)) == ("gpu1", ["amd"])
+    codes = [event.code for event in host.control.events if event.kind == kind_number(EventKind.AMD)]
+    assert codes.count(1001) == 1, "told by both, it is one"
 
 
 async def test_a_fault_code_of_npu_smi_and_an_out_of_memory_kill(vendor_host: Host) -> None:

@@ -138,6 +138,17 @@ def test_amd_card_that_goes_keeps_its_slot_and_its_row_is_unknown(amd: Opened, t
     assert again.open() == devices, "the missing one is remembered, the other one keeps its name"
 
 
+def test_an_error_dates_from_the_reading_before(amd: Opened) -> None:
+    """Protects: what the kernel log said seconds ago and the tool shows now is one event of ``dedupe``."""
+    tool, backend, devices = amd
+    before_ms = SystemClock().mono_ms()
+    backend.sample(devices)
+    between_ms = SystemClock().mono_ms()
+    tool.say("metric --json", (DATA / "amd/metric-ecc.json").read_text())
+    backend.sample(devices)
+    assert all(before_ms <= event.seen_ms <= between_ms for event in backend.wait_events(0))
+
+
 # -- Ascend --
 
 
