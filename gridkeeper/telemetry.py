@@ -58,6 +58,12 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("nvlink_rx", "MBy/s", False, "data received over NVLink, all links"),
     MetricSpec("pcie_tx", "MBy/s", False, "sent over PCIe"),
     MetricSpec("pcie_rx", "MBy/s", False, "received over PCIe"),
+    MetricSpec("nvlink_up", "1", False, "NVLink links that are up"),
+    MetricSpec("nvlink_up_max", "1", False, "the most that were up since the agent started"),
+    MetricSpec("nvlink_crc_errors", "1", True, "NVLink CRC errors of flits and data, all links"),
+    MetricSpec("nvlink_recoveries", "1", True, "NVLink replays and recoveries, all links"),
+    MetricSpec("fabric_state", "1", False, "of the NVSwitch fabric: 1 not started, 2 in progress, 3 completed"),
+    MetricSpec("mig_enabled", "1", False, "1: the card is partitioned (MIG)"),
 )
 
 COLUMN: dict[str, int] = {metric.name: index for index, metric in enumerate(METRICS)}

@@ -15,7 +15,7 @@ from chaos.nvml import layout
 
 LIBRARY = "libnvidia-ml.so.1"
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("nvml_sim.c", "nvml_metrics.c", "nvml_events.c"))
+SOURCES = tuple(HERE / name for name in ("nvml_sim.c", "nvml_metrics.c", "nvml_links.c", "nvml_events.c"))
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror")
 
 

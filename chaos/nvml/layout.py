@@ -86,6 +86,12 @@ class DeviceState(ctypes.Structure):
         ("nvlink_rx", _U64),
         ("pcie_tx", _U64),  # bytes
         ("pcie_rx", _U64),
+        ("nvlink_crc_errors", _U64),
+        ("nvlink_recoveries", _U64),
+        ("nvlink_count", _U32),
+        ("nvlink_up", _U32),  # bit n: link n is up
+        ("fabric_state", _U32),  # NVML_GPU_FABRIC_STATE_*
+        ("mig_enabled", _U32),
         ("name", ctypes.c_char * 96),
         ("uuid", ctypes.c_char * 96),
         ("serial", ctypes.c_char * 32),

@@ -168,6 +168,10 @@ API ret_t nvmlDeviceGetFieldValues(device_t handle, int count, struct field_valu
             v->type = 3; /* unsigned long long */
             v->value.ull = v->field == 138 ? d->nvlink_tx : d->nvlink_rx;
             v->result = SUCCESS;
+        } else if ((v->field == 38 || v->field == 59) && (d->features & SIM_FEATURE_NVLINK)) {
+            v->type = 3; /* all of either kind in one of its two counters */
+            v->value.ull = v->field == 38 ? d->nvlink_crc_errors : d->nvlink_recoveries;
+            v->result = SUCCESS;
         } else if (v->field == 197 || v->field == 198) {
             v->type = 3;
             v->value.ull = v->field == 197 ? d->pcie_tx : d->pcie_rx;

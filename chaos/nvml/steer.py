@@ -27,6 +27,8 @@ from chaos.nvml.models import MIB, MODELS, Model
 ENVIRONMENT = "GRIDKEEPER_NVML_SIM"
 XID_EVENT_BIT = 3  # nvmlEventTypeXidCriticalError = 1 << 3
 FALLEN_OFF_THE_BUS = 79
+LINKS = 18  # NVLinks of an H100 or B200
+FABRIC_COMPLETED = 3
 
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98}.get(platform.machine(), -1)
 _FUTEX_WAKE = 1
@@ -238,6 +240,7 @@ def _fresh(state: layout.DeviceState, index: int, model: Model, chance: random.R
     state.memory_used = chance.randint(400, 600) * MIB
     state.pcie_generation = state.pcie_generation_max = model.pcie_generation
     state.pcie_width = state.pcie_width_max = 16
+    state.nvlink_count, state.nvlink_up, state.fabric_state = LINKS, (1 << LINKS) - 1, FABRIC_COMPLETED
     state.name = model.name.encode()
     digits = f"{chance.getrandbits(128):032x}"
     state.uuid = f"GPU-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}".encode()

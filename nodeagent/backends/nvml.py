@@ -17,6 +17,7 @@ from gridkeeper.ports.devices import BackendError, Device, Sighting
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN, METRICS
 from nodeagent.backends import nvml_metrics
+from nodeagent.backends.nvml_links import Links
 from nodeagent.backends.nvml_metrics import DRIVER_GONE, GONE, MIB, nv
 from nodeagent.backends.nvml_throughput import Throughput
 from nodeagent.inventory import Inventory, assign_slots
@@ -79,6 +80,7 @@ class NvmlBackend:
         self._stop = threading.Event()
         self._busy = ""
         self._throughput = Throughput()
+        self._links = Links()
 
     @property
     def busy(self) -> str:
@@ -156,8 +158,9 @@ class NvmlBackend:
                     continue
                 try:
                     rows[number] = nvml_metrics.read_row(handle)
-                    for column, rate in self._throughput.read(device.slot, handle).items():
-                        rows[number, COLUMN[column]] = rate
+                    more = self._throughput.read(device.slot, handle) | self._links.read(device.slot, handle)
+                    for column, value in more.items():
+                        rows[number, COLUMN[column]] = value
                 except nv.NVMLError as error:
                     if error.value not in GONE:
                         raise _failed("sample", error) from error

@@ -150,6 +150,24 @@ def test_rates_of_links_are_known_from_the_second_count_on(sim: SimNvml, librari
         program.ask("sample", slot="gpu2", nvlink_tx=0.0)
 
 
+def test_links_that_go_down_and_their_errors(sim: SimNvml, libraries: Path) -> None:
+    """Protects: a link that was up and is not is told from one that is not wired; errors, fabric and MIG are read."""
+    columns = ("nvlink_up", "nvlink_up_max", "nvlink_crc_errors", "nvlink_recoveries", "fabric_state", "mig_enabled")
+    device = sim.device(1)
+    device.set(nvlink_crc_errors=100, nvlink_recoveries=2, mig_enabled=1)
+    bare = sim.device(3)
+    bare.set(features=bare.state.features & ~layout.FEATURE_NVLINK)
+    with probe(sim, build(libraries), "--samples", "1000000") as program:
+        first = program.ask("sample", slot="gpu1")
+        assert [first[column] for column in columns] == [18, 18, 100, 2, 3, 1]
+        without = program.ask("sample", slot="gpu3")
+        assert [without[column] for column in columns] == [None, None, None, None, None, 0]
+        device.set(nvlink_up=device.state.nvlink_up & ~0b101, fabric_state=2)
+        row = program.ask("sample", slot="gpu1", nvlink_up=16.0)
+        assert (row["nvlink_up_max"], row["temperature"]) == (18, first["temperature"])
+        program.ask("sample", slot="gpu1", fabric_state=2.0)
+
+
 def test_before_ampere_pages_retire_and_rows_do_not(tmp_path: Path, libraries: Path) -> None:
     sim = SimNvml.create(tmp_path / "v100", devices=1, model="V100")
     sim.device(0).set(retired_pages_sbe=7, retired_pages_dbe=2, retired_pending=1)
