@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from controlplane.domain.words import listed
 from controlplane.rpc.thread import Thread
 from gridkeeper.decision import Versioned
-from gridkeeper.kinds import reference
-from gridkeeper.records.books import AccountRecord, EntryRecord
-from gridkeeper.records.faults import DrainRecord, FindingRecord, IncidentRecord
+from gridkeeper.kinds import checkpoint_name, reference
+from gridkeeper.records.books import AccountRecord, AuditRecord, EntryRecord
+from gridkeeper.records.faults import DrainCost, DrainRecord, FindingRecord, IncidentRecord
 from gridkeeper.records.fleet import EventRecord, HealthRecord, LivenessRecord
 from gridkeeper.records.jobs import MigrationKind, MigrationRecord
+from gridkeeper.records.limits import BreakerRecord
 from gridkeeper.snapshot import GlobalState, RegionState
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import Link
@@ -35,8 +37,12 @@ MIGRATION_STEPS: dict[str, tuple[str, str]] = {
 }
 """Stage of a migration -> (step, what to say)."""
 
+BREAKER = "breaker-"
+"""Before a breaker's name among the limits that refused a drain."""
+
 ORDER: tuple[str, ...] = (
     "backend.events",
+    "fleet.sample",
     "detect.classify",
     "health.step",
     "incident.open",
@@ -52,10 +58,13 @@ def chain(
     """Links oldest first. ``entries``: ledger entries of the thread's scopes."""
     links = [
         *(_event(event) for event in _records(region.events, thread.events)),
-        *(_finding(finding) for finding in _records(region.findings, thread.findings)),
+        *(link for finding in _records(region.findings, thread.findings) for link in _finding(finding)),
         *_states(thread, region),
         *(link for incident in _records(region.incidents, thread.incidents) for link in _incident(incident)),
         *(link for drain in _records(region.drains, thread.drains) for link in _drain(drain)),
+        *(link for drain in _records(region.drains, thread.drains) for link in _limits(drain, region)),
+        *_checkpoints(thread, world),
+        *_regions(thread, region, world),
         *(link for migration in _records(world.migrations, thread.migrations) for link in _migration(migration)),
         *_books(thread, region, world, entries),
     ]
@@ -91,14 +100,27 @@ def _event(event: EventRecord) -> Link:
     times = f", {event.count} sightings" if event.count > 1 else ""
     code = f" {event.code}" if event.code else ""
     said = f": {event.message.strip()}" if event.message.strip() else ""
-    sentence = f"{' and '.join(event.sources) or 'the agent'} saw {event.kind.value}{code} on {subject}{times}{said}"
+    age = f", {duration(event.age_ms)} before it was sent" if event.age_ms else ""
+    seen_by = " and ".join(event.sources) or "the agent"
+    sentence = f"{seen_by} saw {event.kind.value}{code} on {subject}{times}{age}{said}"
     return _link("backend.events", api_pb2.KIND_EVENT, event.id, event.observed_ms, sentence)
 
 
-def _finding(finding: FindingRecord) -> Link:
-    over = "" if finding.active else " (has cleared)"
-    sentence = f"{finding.sentence} [rule {finding.rule} v{finding.rule_version}]{over}"
-    return _link("detect.classify", api_pb2.KIND_FINDING, finding.id, finding.observed_ms, sentence)
+def _finding(finding: FindingRecord) -> Iterator[Link]:
+    """What was concluded, by whose word and how surely; before it the samples that it rests on."""
+    samples = [text for text in finding.evidence if "=" in text]
+    if samples:
+        kind, name = (api_pb2.KIND_DEVICE, finding.device) if finding.device else (api_pb2.KIND_NODE, finding.node)
+        yield _link("fleet.sample", kind, name, finding.observed_ms, ", ".join(samples))
+    parts = [f"rule {finding.rule} v{finding.rule_version}", *([f"by {finding.source}"] if finding.source else [])]
+    parts.append(f"confidence {finding.confidence.value}")
+    times = f", {finding.count} sightings" if finding.count > 1 else ""
+    marks = " (only watched: nothing acts on it)" if finding.shadow else ""
+    marks += "" if finding.active else " (has cleared)"
+    sentence = (
+        f"{finding.severity.value}, {finding.action.value}: {finding.sentence}{times} [{', '.join(parts)}]{marks}"
+    )
+    yield _link("detect.classify", api_pb2.KIND_FINDING, finding.id, finding.observed_ms, sentence)
 
 
 def _states(thread: Thread, region: RegionState) -> Iterator[Link]:
@@ -134,7 +156,10 @@ def _drain(drain: DrainRecord) -> Iterator[Link]:
         else f", asked for by {drain.requested_by}"
     )
     rule = f" [rule {drain.rule} v{drain.rule_version}]" if drain.rule else ""
-    yield _link("drain.plan", kind, drain.id, drain.planned_ms, f"{drain.device}: {drain.reason}{asked}{rule}")
+    decided = f"{drain.device}: {drain.reason}{asked}{rule}{_how(drain)}"
+    yield _link("drain.plan", kind, drain.id, drain.planned_ms, decided)
+    if drain.cost is not None:
+        yield _link("drain.cost", kind, drain.id, drain.planned_ms, _cost(drain.cost))
     for stage in drain.stages:
         if stage.name == "planned":
             continue
@@ -144,6 +169,107 @@ def _drain(drain: DrainRecord) -> Iterator[Link]:
         else:
             jobs = f"; jobs: {', '.join(drain.jobs)}" if drain.jobs and stage.name == "evacuating" else ""
             yield _link(f"drain.{stage.name}", kind, drain.id, stage.at_ms, f"{drain.device} is {stage.name}{jobs}")
+
+
+def _how(drain: DrainRecord) -> str:
+    """Under which policy it was decided, on which state and evidence, and how it is carried out."""
+    parts = [f"mode {drain.mode.value}"]
+    if drain.policy_version:
+        parts.append(f"policy v{drain.policy_version}")
+    if drain.evidence:
+        parts.append(f"evidence {duration(drain.evidence_age_ms)} old: {', '.join(drain.evidence[:4])}")
+    if drain.decided_revision:
+        parts.append(f"store revision {drain.decided_revision}")
+    if drain.priority:
+        parts.append(f"priority {drain.priority}")
+    if drain.maintenance:
+        parts.append(f"maintenance {drain.maintenance}")
+    return f" ({'; '.join(parts)})"
+
+
+def _cost(cost: DrainCost) -> str:
+    jobs = []
+    for job in cost.jobs:
+        if job.checkpoint_step < 0:
+            loss = "has no checkpoint"
+        else:
+            loss = f"checkpoint of step {job.checkpoint_step}, {duration(job.checkpoint_age_ms)} old"
+        target = f"would go to {job.target_region}" if job.target_region else "has nowhere to go as far as is known"
+        jobs.append(f"{job.job} ({job.devices} devices, step {job.step}, {loss}, {target})")
+    budgets = f"; budgets after it: {', '.join(cost.budgets)}" if cost.budgets else ""
+    left = f"{cost.capacity_left} of {cost.capacity_total} devices stay usable"
+    return f"it costs: {', '.join(jobs) or 'no job'}; {left}{budgets}"
+
+
+def _limits(drain: DrainRecord, region: RegionState) -> Iterator[Link]:
+    """Breakers under whose name it was counted, as they stand."""
+    for name in drain.budgets:
+        held = region.breakers.get(name.removeprefix(BREAKER))
+        if held is not None:
+            yield _link("breaker.state", api_pb2.KIND_DRAIN, drain.id, held.record.since_ms, _breaker(held.record))
+
+
+def _checkpoints(thread: Thread, world: GlobalState) -> Iterator[Link]:
+    """Checkpoints that are asked about or that the moves resume from; who resumed from those asked about."""
+    wanted = set(thread.checkpoints)
+    for move in _records(world.migrations, thread.migrations):
+        if move.resume_step >= 0:
+            wanted.add(f"{move.job}/{move.resume_step:020d}")
+    for key in sorted(wanted & world.checkpoints.keys()):
+        record = world.checkpoints[key].record
+        name = checkpoint_name(key)
+        doubt = "; suspect: it was written after the first evidence of a memory error" if record.suspect else ""
+        sentence = (
+            f"step {record.step} of {record.job} was verified in {record.region} and committed by epoch {record.epoch} "
+            f"({record.size_bytes:,} bytes, manifest {record.digest[:16]}){doubt}"
+        )
+        yield _link("verify.manifest", api_pb2.KIND_CHECKPOINT, name, record.committed_ms, sentence)
+        if key not in thread.checkpoints:
+            continue
+        head = world.heads.get(record.job)
+        if head is not None and head.record.step == record.step:
+            where = ", ".join(head.record.regions) or "no region"
+            sentence = f"it is the newest of {record.job}, verified in {where}"
+            yield _link("replicate", api_pb2.KIND_CHECKPOINT, name, head.record.committed_ms, sentence)
+        for moved in world.migrations.values():
+            move = moved.record
+            if move.job == record.job and move.resume_step == record.step:
+                sentence = f"{move.kind.value} of {move.job} resumes from it: {move.reason}"
+                yield _link("migrate.plan", api_pb2.KIND_MIGRATION, move.id, move.requested_ms, sentence)
+
+
+def _regions(thread: Thread, region: RegionState, world: GlobalState) -> Iterator[Link]:
+    """A region as its leader published it, its budgets and its breakers."""
+    for name in sorted(thread.regions):
+        kind = api_pb2.KIND_REGION
+        held = world.regions.get(name)
+        if held is not None:
+            record = held.record
+            doubt = "; in doubt: too much looks dead at once, nothing is drained" if record.in_doubt else ""
+            sentence = (
+                f"{record.nodes_alive} of {record.nodes} nodes alive, {record.usable} of {record.devices} devices "
+                f"usable, {record.free} free, led by {record.leader}{doubt}"
+            )
+            yield _link("region.publish", kind, name, record.updated_ms, sentence)
+        for _, budget in sorted(region.budgets.items()):
+            if budget.record.holds:
+                out = sorted({str(hold.device) for hold in budget.record.holds})
+                shown = listed(out, 8)
+                sentence = f"budget {budget.record.name}: {len(out)} of {budget.record.limit} out ({shown})"
+                yield _link("budget.reserve", kind, name, 0, sentence)
+        for _, found in sorted(region.breakers.items()):
+            yield _link("breaker.state", kind, name, found.record.since_ms, _breaker(found.record))
+
+
+def _breaker(breaker: BreakerRecord) -> str:
+    return f"breaker {breaker.name} is {breaker.state.value.replace('_', ' ')}: {breaker.reason}"
+
+
+def audit_link(entry: AuditRecord) -> Link:
+    """What was done, by whom, and how it ended."""
+    cited = f"; evidence: {', '.join(entry.evidence[:4])}" if entry.evidence else ""
+    sentence = f"{entry.actor} {entry.result} {entry.verb} on {entry.object or 'the store'}: {entry.sentence}{cited}"
+    return _link("audit", api_pb2.KIND_AUDIT, entry.id, entry.at_ms, f"{sentence} (store revision {entry.revision})")
 
 
 def _migration(migration: MigrationRecord) -> Iterator[Link]:
@@ -178,7 +304,7 @@ def _books(thread: Thread, region: RegionState, world: GlobalState, entries: Ite
     ids = thread.ids
     kind = api_pb2.KIND_SLA
     for entry in entries:
-        if not ids.isdisjoint(entry.refs):
+        if entry.scope == thread.scope or not ids.isdisjoint(entry.refs):
             lasted = duration(entry.until_ms - entry.from_ms)
             sentence = f"{entry.scope} was {entry.uptime.value} for {lasted}: {entry.reason}"
             yield _link("ledger.append", kind, entry.scope, entry.until_ms, sentence)

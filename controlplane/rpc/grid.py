@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from controlplane.rpc import care_intents, drain_intents, explain, intents, moves
 from controlplane.rpc.acts import Actor, checked_ttl
@@ -13,14 +13,15 @@ from controlplane.rpc.objects import ObjectCache
 from controlplane.rpc.refusal import invalid, not_found
 from controlplane.rpc.sampling import Sampling
 from controlplane.rpc.sources import Acts, Views
-from controlplane.rpc.thread import Thread, thread_of
+from controlplane.rpc.thread import Thread, joined, thread_of
 from controlplane.rpc.trail import AuditTrail
 from controlplane.rpc.watching import Watches
+from gridkeeper import codec
 from gridkeeper.identity.spiffe import UserRole
 from gridkeeper.ids import JobId
-from gridkeeper.kinds import BY_NUMBER
+from gridkeeper.kinds import BY_NUMBER, UnknownKind, object_named
 from gridkeeper.ports.clock import Clock, Rng
-from gridkeeper.records.books import EntryRecord
+from gridkeeper.records.books import AuditRecord, EntryRecord
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import ActResponse, Object, SlaView, WatchEvent
 
@@ -74,12 +75,26 @@ class GridService:
             words = ", ".join(BY_NUMBER[k].singular for k in EXPLAINABLE)
             raise invalid(f"kind: a {BY_NUMBER[kind].singular} has no chain of evidence; use one of {words}")
         region, world = self._views.region(), self._views.world()
+        if kind == api_pb2.KIND_AUDIT:
+            return await self._explain_entry(wanted)
         thread = thread_of(kind, wanted, region, world)
         if thread is None:
             names = self._cache.table(kind, scene_of(self._views)).objects
             raise not_found(BY_NUMBER[kind].singular, wanted, names, self._where(kind))
         entries = await self._entries(thread)
         return api_pb2.Explanation(chain=explain.chain(thread, region, world, entries))
+
+    async def _explain_entry(self, name: str) -> api_pb2.Explanation:
+        """An entry of the audit trail, and the stories of its object and of the evidence that it cites."""
+        item = await self._trail.get(name)
+        if item is None:
+            raise not_found("audit", name, (), "in the trail")
+        entry = codec.from_message(AuditRecord, item.audit)
+        region, world = self._views.region(), self._views.world()
+        found = [thread_of(kind, wanted, region, world) for kind, wanted in cited(entry)]
+        thread = joined(thread for thread in found if thread is not None)
+        links = explain.chain(thread, region, world, await self._entries(thread))
+        return api_pb2.Explanation(chain=sorted((*links, explain.audit_link(entry)), key=lambda link: link.at_ms))
 
     async def _entries(self, thread: Thread) -> list[EntryRecord]:
         region, world = self._views.region(), self._views.world()
@@ -238,4 +253,20 @@ EXPLAINABLE = (
     api_pb2.KIND_JOB,
     api_pb2.KIND_FINDING,
     api_pb2.KIND_EVENT,
+    api_pb2.KIND_REGION,
+    api_pb2.KIND_CHECKPOINT,
+    api_pb2.KIND_SLA,
+    api_pb2.KIND_AUDIT,
 )
+
+
+def cited(entry: AuditRecord) -> Iterator[tuple[int, str]]:
+    """(kind, name) of what an entry is about and rests on. Evidence is ids of findings and of events."""
+    try:
+        info, name = object_named(entry.object)
+        yield info.kind, name
+    except UnknownKind:
+        pass  # the store itself, or a kind that has no story
+    for evidence in entry.evidence:
+        yield api_pb2.KIND_FINDING, evidence
+        yield api_pb2.KIND_EVENT, evidence

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controlplane.domain.evidence import job_of
-from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId
-from gridkeeper.records.faults import IncidentState
+from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId
+from gridkeeper.records.faults import DrainState, IncidentState
 from gridkeeper.snapshot import GlobalState, RegionState
 from gridkeeper.v1 import api_pb2
 
@@ -23,6 +24,10 @@ class Thread:
     drains: set[str] = field(default_factory=set)
     migrations: set[MigrationId] = field(default_factory=set)
     jobs: set[JobId] = field(default_factory=set)
+    checkpoints: set[str] = field(default_factory=set)
+    regions: set[RegionId] = field(default_factory=set)
+    scope: str = ""
+    """The ledger scope that is explained itself: all that is booked on it is told."""
 
     @property
     def ids(self) -> set[str]:
@@ -31,7 +36,8 @@ class Thread:
 
     def scopes(self) -> tuple[str, ...]:
         """Ledger scopes that the story touches."""
-        return (*(f"device/{device}" for device in sorted(self.devices)), *(f"job/{job}" for job in sorted(self.jobs)))
+        scopes = [*(f"device/{device}" for device in self.devices), *(f"job/{job}" for job in self.jobs)]
+        return tuple(sorted({*scopes, *(f"region/{region}" for region in self.regions), self.scope} - {""}))
 
 
 def trace_id(traceparent: str) -> str:
@@ -78,12 +84,79 @@ def thread_of(kind: int, name: str, region: RegionState, world: GlobalState) -> 
                 _causes_of(thread, migration, region, world)
         _evidence(thread, region)
         return thread
+    elif kind == api_pb2.KIND_REGION and name == region.region:
+        thread.regions.add(region.region)
+        _now(thread, region)
+        _evidence(thread, region)
+        return thread
+    elif kind == api_pb2.KIND_CHECKPOINT and (found := _checkpoint(name, world)):
+        thread.checkpoints.add(found)
+        return thread
+    elif kind == api_pb2.KIND_SLA and (name in region.accounts or name in world.accounts):
+        return _of_scope(name, region, world)
     else:
         return None
     _upwards(thread, region)
     _downwards(thread, region, world)
     _evidence(thread, region)
     return thread
+
+
+MOST = 50
+"""Incidents and drains that the explanation of a region follows: the newest."""
+
+
+def _now(thread: Thread, region: RegionState) -> None:
+    """What makes a region what it is now: open incidents, and drains that are not over."""
+    incidents = [(i.record.opened_ms, name) for name, i in region.incidents.items() if not i.record.resolved_ms]
+    drains = [(d.record.planned_ms, name) for name, d in region.drains.items() if d.record.state in LIVE]
+    thread.incidents.update(name for _, name in sorted(incidents)[-MOST:])
+    thread.drains.update(name for _, name in sorted(drains)[-MOST:])
+
+
+LIVE = frozenset(
+    {
+        DrainState.PLANNED,
+        DrainState.ADMITTED,
+        DrainState.EVACUATING,
+        DrainState.DRAINED,
+        DrainState.REFUSED,
+        DrainState.EXPIRED,
+    }
+)
+"""Drains that keep a device out, or would."""
+
+
+def _checkpoint(name: str, world: GlobalState) -> str:
+    """The key of ``<job>/<step>``; "" if it is none."""
+    job, _, step = name.rpartition("/")
+    key = f"{job}/{int(step):020d}" if step.isdecimal() and len(step) <= 20 else ""
+    return key if key in world.checkpoints else ""
+
+
+def _of_scope(scope: str, region: RegionState, world: GlobalState) -> Thread:
+    """An account, and what its open interval cites."""
+    thread = Thread(scope=scope)
+    held = region.accounts.get(scope) or world.accounts.get(scope)
+    refs = held.record.refs if held else ()
+    thread.incidents.update(ref for ref in refs if ref in region.incidents)
+    thread.drains.update(ref for ref in refs if ref in region.drains)
+    thread.migrations.update(MigrationId(ref) for ref in refs if ref in world.migrations)
+    _upwards(thread, region)
+    _evidence(thread, region)
+    return thread
+
+
+def joined(threads: Iterable[Thread]) -> Thread:
+    """Several stories as one."""
+    whole = Thread()
+    for thread in threads:
+        for name in ("events", "findings", "devices", "nodes", "incidents", "drains", "migrations", "jobs"):
+            getattr(whole, name).update(getattr(thread, name))
+        whole.checkpoints |= thread.checkpoints
+        whole.regions |= thread.regions
+        whole.scope = whole.scope or thread.scope
+    return whole
 
 
 def _incidents_of_findings(thread: Thread, region: RegionState) -> None:

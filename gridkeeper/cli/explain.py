@@ -21,13 +21,16 @@ from gridkeeper.v1.api_pb2 import Link
 @client_options
 @pass_session
 def explain(session: Session, name: str, output: str) -> int:
-    """Why is KIND/NAME as it is: events, findings, states, drains, moves and bookings, oldest first.
+    """Why is KIND/NAME as it is: log lines, samples, findings, states, drains, moves and bookings, oldest first.
 
     \b
     Examples:
       gridkeeper explain device/east-1/gpu3
       gridkeeper explain incident/inc-4f2a
-      gridkeeper explain job/train -o json
+      gridkeeper explain drain/east-1:gpu3:812 -o json
+      gridkeeper explain region/east
+      gridkeeper explain checkpoint/train/400
+      gridkeeper explain sla/device/east-1/gpu3
     """
     info, wanted = object_named(name)
     answer = call(session, lambda grid: grid.explain(info.kind, wanted))

@@ -27,6 +27,8 @@ from gridkeeper.v1.api_pb2 import Kind, Object
 R = TypeVar("R", bound=Message)
 
 PAGE_SIZE = 2_000
+SEVERAL = frozenset({"fleet.sample", "budget.reserve", "breaker.state"})
+"""Steps of which an explanation has several about one object at one time."""
 LIST_ATTEMPTS = 4
 """A page token is bound to one replica's snapshot: when that is gone, the listing begins anew."""
 
@@ -152,9 +154,10 @@ class GridClient:
         answers, errors = await fanout.everywhere(
             self._all, lambda replicas: replicas.call("Explain", request, api_pb2.Explanation), tolerate=NotFound
         )
-        links: dict[tuple[str, str, int], api_pb2.Link] = {}
+        links: dict[tuple[str, str, int, str], api_pb2.Link] = {}
         for link in (link for answer in answers for link in answer.chain):
-            links.setdefault((link.step, link.object, link.at_ms), link)
+            several = link.sentence if link.step in SEVERAL else ""
+            links.setdefault((link.step, link.object, link.at_ms, several), link)
         return Explained(tuple(sorted(links.values(), key=lambda link: link.at_ms)), tuple(errors))
 
     def watch(self, kinds: Sequence[Kind.ValueType], selector: str = "") -> AsyncGenerator[Change, None]:
