@@ -26,7 +26,7 @@ CLOCK, HANG = "peers-sm-clock", "job-hang"
 
 
 async def gray(grid: SimGrid) -> tuple[Claim, ...]:
-    """The clocks of one card drop, and come back."""
+    """The clocks of one card drop, and come back after the replica that convicted it has died."""
     owner = await _running(grid, 40)
     device = owner.devices[int(grid.rng.uniform(0, DEVICES))]
     healthy = grid.metric(device, "clock_sm")
@@ -36,8 +36,12 @@ async def gray(grid: SimGrid) -> tuple[Claim, ...]:
     after_ms = grid.now_ms - began_ms
     await grid.until(lambda: _incident(grid, owner, device), f"an incident of {device}", SOON_MS)
     states = _states(grid, owner)
+    convictor = grid.replica_of(owner.node)
+    await grid.kill_replica(convictor)
+    await grid.until(lambda: grid.replica_of(owner.node) not in ("", convictor), f"{owner.node} is heard", SOON_MS)
     grid.set_metrics(device, clock_sm=healthy)
     await grid.until(lambda: not _active(grid, owner, CLOCK), f"{device} is as fast as its peers again", SOON_MS)
+    grid.start_replica(convictor)
     await _finished(grid)
     comparison = found.sentence
     return (

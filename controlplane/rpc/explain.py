@@ -65,7 +65,7 @@ def chain(
         *(link for drain in _records(region.drains, thread.drains) for link in _limits(drain, region)),
         *_checkpoints(thread, world),
         *_regions(thread, region, world),
-        *(link for migration in _records(world.migrations, thread.migrations) for link in _migration(migration)),
+        *(link for migration in _records(world.migrations, thread.migrations) for link in _migration(migration, world)),
         *_books(thread, region, world, entries),
     ]
     return tuple(sorted(links, key=_order))
@@ -210,12 +210,8 @@ def _limits(drain: DrainRecord, region: RegionState) -> Iterator[Link]:
 
 
 def _checkpoints(thread: Thread, world: GlobalState) -> Iterator[Link]:
-    """Checkpoints that are asked about or that the moves resume from; who resumed from those asked about."""
-    wanted = set(thread.checkpoints)
-    for move in _records(world.migrations, thread.migrations):
-        if move.resume_step >= 0:
-            wanted.add(f"{move.job}/{move.resume_step:020d}")
-    for key in sorted(wanted & world.checkpoints.keys()):
+    """Those that are asked about: where they come from, and who resumed from them."""
+    for key in sorted(thread.checkpoints & world.checkpoints.keys()):
         record = world.checkpoints[key].record
         name = checkpoint_name(key)
         doubt = "; suspect: it was written after the first evidence of a memory error" if record.suspect else ""
@@ -224,8 +220,6 @@ def _checkpoints(thread: Thread, world: GlobalState) -> Iterator[Link]:
             f"({record.size_bytes:,} bytes, manifest {record.digest[:16]}){doubt}"
         )
         yield _link("verify.manifest", api_pb2.KIND_CHECKPOINT, name, record.committed_ms, sentence)
-        if key not in thread.checkpoints:
-            continue
         head = world.heads.get(record.job)
         if head is not None and head.record.step == record.step:
             where = ", ".join(head.record.regions) or "no region"
@@ -272,7 +266,7 @@ def audit_link(entry: AuditRecord) -> Link:
     return _link("audit", api_pb2.KIND_AUDIT, entry.id, entry.at_ms, f"{sentence} (store revision {entry.revision})")
 
 
-def _migration(migration: MigrationRecord) -> Iterator[Link]:
+def _migration(migration: MigrationRecord, world: GlobalState) -> Iterator[Link]:
     kind = api_pb2.KIND_MIGRATION
     target = migration.target_node or "a place to be found"
     route = f"{migration.source_node} → {target}" if migration.source_node else f"on {target}"
@@ -283,6 +277,12 @@ def _migration(migration: MigrationRecord) -> Iterator[Link]:
     for stage in migration.stages:
         step, words = MIGRATION_STEPS.get(stage.name, (f"migrate.{stage.name}", f"is {stage.name}"))
         sentence = f"{migration.job} ({route}) {words}"
+        if stage.name == "verified" and migration.resume_step >= 0:
+            sentence += f": step {migration.resume_step}"
+            checkpoint = world.checkpoints.get(f"{migration.job}/{migration.resume_step:020d}")
+            if checkpoint is not None:
+                age = duration(max(0, stage.at_ms - checkpoint.record.committed_ms))
+                sentence += f", committed by epoch {checkpoint.record.epoch} {age} before"
         if stage.name == "ownership_moved":
             sentence += f" {migration.target_epoch}"
         if stage.name == "done":

@@ -133,8 +133,17 @@ class PeerShell:
                 if self._world.fresh:
                     self._hanging(now)
                 await self._writer.write()
+            elif self._clear_all():
+                await self._writer.write()
             shortest = min(policy.for_ms, policy.hang_ms)
             await self._clock.sleep(min(LONGEST_PERIOD_MS, max(SHORTEST_PERIOD_MS, shortest // 24)))
+
+    def _clear_all(self) -> bool:
+        """Switched off: what was found is not kept up any more, and must not stand for ever."""
+        ours = [name for name, held in self._writer.standing().items() if held.record.active and _ours(held.record)]
+        for name in ours:
+            self._writer.clear(FindingId(name))
+        return bool(ours)
 
     def _peers_of(self) -> Mapping[DeviceId, peers.Member]:
         """Device -> its run; the same object until ownership changes. While the global store is away it is as last
@@ -263,6 +272,10 @@ class PeerShell:
                 job=pulse.job,
             )
         )
+
+
+def _ours(finding: FindingRecord) -> bool:
+    return finding.fault_class in (SLOW_CLASS, HANG_CLASS)
 
 
 def _hang_id(job: JobId) -> FindingId:

@@ -205,7 +205,8 @@ def test_a_checkpoint_is_explained_by_who_wrote_it_and_who_resumed_from_it() -> 
     ]
     assert "suspect" in links[1].sentence and "committed by epoch 1.1" in links[1].sentence
     moves = _chain(grid, api_pb2.KIND_MIGRATION, "m1")
-    assert "checkpoint/train/40" in {link.object for link in moves}, "a move names what it resumes from"
+    said = next(link.sentence for link in moves if link.step == "verify.manifest")
+    assert ": step 40, committed by epoch 1.1 " in said, "a move names what it resumes from"
 
 
 def test_an_account_tells_all_that_is_booked_on_it_and_what_holds_now() -> None:
