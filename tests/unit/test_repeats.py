@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.domain.repeats import MAX_IDS, counted, enough
+from gridkeeper.ids import DeviceId
 from gridkeeper.policy.document import default_policy
-from gridkeeper.policy.model import Mode, Per, RepeatPolicy
+from gridkeeper.policy.model import EventPolicy, Mode, Per, RepeatPolicy
 from gridkeeper.records.common import Action, Severity
 from gridkeeper.records.faults import IncidentState
 from gridkeeper.records.fleet import EventKind, HealthState
@@ -284,3 +285,35 @@ def test_an_over_code_ends_its_condition() -> None:
         store.commit(store.event("n1", code, EventKind.HOST, "/var 97 %"))
         store.settle()
         assert [f.active for f in store.records("findings") if f.code == "host-47"] == active
+
+
+def test_a_graver_sub_code_is_not_lost_in_a_harmless_one() -> None:
+    """Protects: XID 74 with corrected errors only, then with parity bits: the second is its own finding."""
+    store = store_with()
+    text = "NVRM: Xid (PCI:0003:00:00): 74, NVLink: fatal error detected on link 14({}, 0x0, 0x0, 0x0, {}, 0x0, 0x0)"
+    device = replace(store.items[store.keys.device(DeviceId(G))].record, architecture="hopper")
+    store.write((store.keys.device(device.id), device))
+    see(store, 74, message=text.format("0x0", hex(1 << 20)), after=1_000)
+    see(store, 74, message=text.format(hex(1 << 4), "0x0"), after=1_000)
+    assert sorted(f.severity for f in store.records("findings")) == [Severity.ERROR, Severity.INFO]
+    assert store.health(G).state is HealthState.DEGRADED
+
+
+def test_a_rule_of_the_site_overrules_the_catalogue_and_shadow_hides_nothing() -> None:
+    """Protects: the first matching event rule decides, by text and label; out of shadow, the same fault is acted on."""
+    rule = EventPolicy(
+        "site-31", "xid", Severity.FATAL, Action.DRAIN, codes=(31,), pattern="ENGINE CE", select="vendor=nvidia",
+        mode=Mode.SHADOW,
+    )  # fmt: skip
+    store = RegionStore(quick(events=(rule,), version=7))
+    store.fleet(nodes=1, gpus=8)
+    store.settle()
+    see(store, 31, message="MMU Fault: ENGINE GRAPHICS", after=1_000)
+    see(store, 31, message="MMU Fault: ENGINE CE2", after=1_000)
+    found = {f.rule: f for f in store.records("findings")}
+    assert found["nvidia-xid"].action is Action.RESTART_JOB
+    assert (found["events/site-31"].shadow, found["events/site-31"].rule_version) == (True, 7)
+    policy = replace(store.settings.policy, events=(replace(rule, mode=Mode.ACT),))
+    store.settings = replace(store.settings, policy=policy)
+    see(store, 31, message="MMU Fault: ENGINE CE2", after=1_000)
+    assert [f.shadow for f in store.records("findings") if f.rule == "events/site-31"] == [True, False]
