@@ -14,17 +14,19 @@ from controlplane.domain.budget import Book
 from controlplane.domain.evidence import (
     BLINDING,
     Finding,
+    bearing_on,
     by_subject,
     calls_out,
     is_level,
     job_of,
     unreadable,
+    worst,
 )
 from controlplane.domain.repeats import is_sticky
 from controlplane.domain.words import device_reference, listed
 from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned
-from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.ids import DeviceId, IncidentId, NodeId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.records.care import RepairState
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState, NodeState
@@ -133,7 +135,7 @@ def _device(
     device, old = state.devices[name], state.health.get(name)
     if old is None and device.record.node not in state.liveness:
         return None  # its node is judged first
-    every = [f for f in scene.findings.get(name, ()) if not f.record.shadow]  # those are looked at by drains alone
+    every = [f for f in bearing_on(scene.findings, name) if not f.record.shadow]  # those are looked at by drains alone
     active = [f for f in every if f.record.active]
     standing = scene.standing.get(name, {})
     distrust = _distrust(scene, device.record, active)
@@ -150,9 +152,10 @@ def _device(
     if swapped:
         active = [f for f in active if is_level(f.record)]
     well = after.state in health.IN_SERVICE
-    folded = incidents.fold(state, name, active, standing, well, now)
-    if not swapped or folded.main:
-        after = replace(after, incident=folded.main)
+    folded = incidents.fold(state, name, [f for f in active if f.record.device], standing, well, now)
+    main = folded.main or _incident_of_node(scene, active)
+    if not swapped or main:
+        after = replace(after, incident=main)
     draft = Draft()
     if after != before:
         draft.put(scene.keys.health(name), after, old)
@@ -173,6 +176,13 @@ def _device(
     evidence = tuple(f.record.id for f in active)
     trace = after.trace or next((i.trace for i, _ in folded.writes), "")
     return Decision("health.step", sentence, draft.writes(), (), device_reference(name), evidence, trace)
+
+
+def _incident_of_node(scene: _Scene, active: Iterable[Finding]) -> IncidentId:
+    """The incident of the node that its devices are taken out for: one for all of them."""
+    gravest = worst(f.record for f in active if not f.record.device)
+    standing = scene.standing.get(gravest.node, {}).get(gravest.fault_class) if gravest else None
+    return standing.record.id if standing else IncidentId("")
 
 
 def _by_trust(before: HealthRecord, after: HealthRecord) -> bool:
@@ -222,7 +232,7 @@ def _distrust(scene: _Scene, device: DeviceRecord, active: Iterable[Finding]) ->
 
 def _forget_old_card(scene: _Scene, every: list[Finding], draft: Draft) -> None:
     """What was found on the card that is gone says nothing about the new one."""
-    for finding in [f for f in every if f.record.active and not is_level(f.record)][:CLEAR_BATCH]:
+    for finding in [f for f in every if f.record.active and f.record.device and not is_level(f.record)][:CLEAR_BATCH]:
         draft.put(scene.keys.finding(finding.record.id), replace(finding.record, active=False), finding)
 
 

@@ -24,7 +24,16 @@ from controlplane.domain.budget import Book
 from controlplane.domain.cost import Capacity, cost_of
 from controlplane.domain.drain_progress import OPEN, UNDER_WAY, Drain, deadline_of, given_up, progress, satisfied
 from controlplane.domain.evacuation import jobs_on
-from controlplane.domain.evidence import Finding, by_subject, calls_out, is_level, merged, rank, weighs_on_device
+from controlplane.domain.evidence import (
+    Finding,
+    bearing_on,
+    by_subject,
+    calls_out,
+    is_level,
+    merged,
+    rank,
+    weighs_on_device,
+)
 from controlplane.domain.health import MACHINE
 from controlplane.domain.shadow import decide_shadows
 from controlplane.domain.words import clock_time, duration, listed, made_id
@@ -156,10 +165,10 @@ def _wishes(
         old = last if last is not None and last.record.state in OPEN else None
         asked = old is not None and (old.record.requested_by != MACHINE or bool(old.record.maintenance))
         if (request is not None or asked) and held.record.state in BY_HAND:
-            active = tuple(f for f in findings.get(device, ()) if f.record.active and weighs_on_device(f.record))
+            active = tuple(f for f in bearing_on(findings, device) if f.record.active and weighs_on_device(f.record))
             yield _Wish(device, held, active, old, request)
         elif held.record.state in DRAINABLE and settings.policy.mode is Mode.ACT:
-            calling = tuple(f for f in findings.get(device, ()) if f.record.active and calls_out(f.record))
+            calling = tuple(f for f in bearing_on(findings, device) if f.record.active and calls_out(f.record))
             if _convicts(calling, old or _declined(last), settings, now):
                 yield _Wish(device, held, calling, old, None)
 

@@ -9,7 +9,7 @@ from controlplane.domain import health
 from controlplane.domain.budget import Book
 from controlplane.domain.budget_upkeep import HOLDING
 from controlplane.domain.evacuation import jobs_on
-from controlplane.domain.evidence import Finding, calls_out, weighs_on_device
+from controlplane.domain.evidence import Finding, bearing_on, calls_out, weighs_on_device
 from controlplane.domain.health import MACHINE
 from controlplane.domain.words import clock_time, listed
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
@@ -109,7 +109,7 @@ def given_up(
         record, held = drain.record, state.health.get(device)
         by_evidence = record.requested_by == MACHINE and not record.maintenance
         if record.state is DrainState.REFUSED and by_evidence and device not in state.drain_requests:
-            if any(f.record.active and calls_out(f.record) for f in findings.get(device, ())):
+            if any(f.record.active and calls_out(f.record) for f in bearing_on(findings, device)):
                 continue
             if held is None or held.record.state is not HealthState.UNKNOWN:
                 yield cancellation(state, settings, drain, MACHINE, "its evidence has cleared", now)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from controlplane.domain.words import SEPARATOR
 from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import DeviceId, JobId, NodeId
+from gridkeeper.ids import DeviceId, JobId, NodeId, node_of
 from gridkeeper.keys import RegionKeys
 from gridkeeper.records.common import Action, Scope, Severity
 from gridkeeper.records.faults import FindingRecord
@@ -70,9 +70,13 @@ def by_subject(findings: Mapping[str, Finding]) -> dict[str, list[Finding]]:
     """All findings, active or not, by device id, node id (findings of a whole node) or subject of a job."""
     grouped: dict[str, list[Finding]] = defaultdict(list)
     for _, finding in sorted(findings.items()):
-        record = finding.record
-        grouped[job_subject(JobId(record.job)) if record.job else record.device or record.node].append(finding)
+        grouped[subject_of(finding.record)].append(finding)
     return grouped
+
+
+def subject_of(finding: FindingRecord) -> str:
+    """The job, device or node that a finding is about."""
+    return job_subject(JobId(finding.job)) if finding.job else finding.device or finding.node
 
 
 _JOB = f"job{SEPARATOR}"
@@ -86,6 +90,12 @@ def job_subject(job: JobId) -> str:
 def job_of(subject: str) -> JobId | None:
     """The job that a subject stands for; None: it is a device or a node."""
     return JobId(subject.removeprefix(_JOB)) if subject.startswith(_JOB) else None
+
+
+def bearing_on(findings: Mapping[str, list[Finding]], device: DeviceId) -> list[Finding]:
+    """The device's own findings, and those of its whole node that need all the node's devices empty."""
+    own, of_node = findings.get(device, []), findings.get(node_of(device))
+    return [*own, *(f for f in of_node if calls_out(f.record))] if of_node else own
 
 
 def merged(old: tuple[str, ...], new: tuple[str, ...], most: int = MAX_EVIDENCE) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controlplane.domain.region import decide_region
+from gridkeeper.catalogue.codes import HostCode
 from gridkeeper.decision import Now
 from gridkeeper.records.common import Severity
 from gridkeeper.records.faults import DrainState, IncidentState
@@ -269,3 +270,24 @@ def test_a_tick_without_news_decides_nothing(store: RegionStore) -> None:
     store.settle()
     store.wait(5_000)
     assert decide_region(store.state(), GlobalState(), store.settings, Now(store.mono, store.ledger)) == ()
+
+
+def test_a_fault_of_the_whole_node_takes_all_its_devices_out_within_the_budgets_and_is_one_incident(
+    store: RegionStore,
+) -> None:
+    """Protects: a read-only file system convicts the node; its devices are drained as far as the budget goes, on the
+    node's own evidence, and come back when it is over."""
+    event = store.event("n1", HostCode.FILESYSTEM_READ_ONLY, EventKind.HOST, "EXT4-fs (sda1): Remounting read-only")
+    store.commit(event)
+    store.settle()
+    on_n1 = [h for h in store.records("health") if h.node == "n1"]
+    assert sorted(h.state.value for h in on_n1) == ["degraded"] * 4 + ["drained"] * 4, "the region's budget is 4 of 16"
+    assert {h.state.value for h in store.records("health") if h.node == "n2"} == {"healthy"}
+    incidents = store.records("incidents")
+    assert [(i.subject, i.fault_class, i.severity) for i in incidents] == [("n1", "storage", Severity.FATAL)]
+    assert {h.incident for h in on_n1} == {incidents[0].id}
+    assert all(event.id in d.evidence and d.incident == incidents[0].id for d in store.records("drains"))
+    store.commit(store.event("n1", HostCode.FILESYSTEM_READ_ONLY_OVER, EventKind.HOST, "writable"))
+    store.run(150_000, step=5_000)
+    assert states(store) == {"healthy"}
+    assert [i.state for i in store.records("incidents")] == [IncidentState.RESOLVED]
