@@ -171,6 +171,16 @@ def _nvlink5(xid: int, text: str, verdict: Verdict) -> Verdict:
             severity=Severity.ERROR if line.fatal else Severity.WARNING,
             meaning=f"{verdict.meaning} in {line.unit}, no published sub-code; the driver calls it {word}",
         )  # fmt: skip
+    if rule.says == "RESET_GPU" and not line.fatal:
+        return replace(
+            verdict,
+            place=place,
+            confidence=Confidence.MEDIUM,
+            severity=Severity.ERROR,
+            evidence=Evidence.COMPANION,
+            meaning=f"{verdict.meaning} in {rule.unit} (NVIDIA: {rule.says}, but the driver calls it not fatal; "
+            "XID 154 decides)",
+        )
     deferred = "; XID 154 decides" if rule.says == "XID_154_EVAL" else ""
     return replace(
         verdict, place=place, severity=nvlink5.severity_of(rule), action=nvlink5.action_of(rule),

@@ -61,8 +61,8 @@ TITLES: dict[EventKind, tuple[str, str]] = {
     ),
     EventKind.CAMBRICON: (
         "Cambricon",
-        "Public facts are thin: there is no list from code to action. Below 1,000,001 the number is CNDev's own "
-        "and means what the policy says of unknown codes. Nothing here takes a device out by itself.",
+        "Public facts are thin: names are those of cndev.h, and there is no list from code to action. Nothing here "
+        "takes a device out by itself. From 1,000,001: Gridkeeper's numbers for counters and the health flag.",
     ),
     EventKind.PPU: (
         "T-Head PPU",
