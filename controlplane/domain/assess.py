@@ -70,7 +70,7 @@ def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
             decisions.append(decision)
     for subject in sorted({*scene.findings, *scene.standing}):
         if (job := job_of(subject)) is not None:
-            decision = _incidents_only(scene, subject, f"job/{job}")
+            decision = _ended(scene, subject) or _incidents_only(scene, subject, f"job/{job}")
             if decision is not None:
                 decisions.append(decision)
     return (*_together(plain), *decisions)
@@ -97,9 +97,10 @@ def _ended(scene: _Scene, subject: str) -> Decision | None:
     for finding in over:
         draft.put(scene.keys.finding(finding.record.id), replace(finding.record, active=False), finding)
     sentence = f"findings on {subject} have run out: {listed([f.record.code for f in over])} did not come again"
-    kind = "device" if "/" in subject else "node"
+    job = job_of(subject)
+    reference = f"job/{job}" if job else f"{'device' if '/' in subject else 'node'}/{subject}"
     ids = tuple(f.record.id for f in over)
-    return Decision("detect.clear", sentence, draft.writes(), (), f"{kind}/{subject}", ids, over[0].record.trace)
+    return Decision("detect.clear", sentence, draft.writes(), (), reference, ids, over[0].record.trace)
 
 
 def _over(scene: _Scene, finding: Finding) -> bool:

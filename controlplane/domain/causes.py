@@ -96,7 +96,7 @@ def adopted(finding: FindingRecord, cause: EventRecord) -> FindingRecord | None:
 def clears(event: EventRecord, finding: FindingRecord) -> bool:
     """Whether the event ends what the finding says. A boot or a device that is back resets what a reset can cure and
     what was seen before it; a worn-out card stays worn out, and level rules speak for themselves."""
-    if not finding.active or is_level(finding) or finding.node != event.node:
+    if not finding.active or is_level(finding) or finding.job or finding.node != event.node:
         return False
     if event.kind is EventKind.BOOT:
         return finding.action is not Action.REPLACE and finding.observed_ms <= event.observed_ms

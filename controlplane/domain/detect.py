@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from controlplane.domain.causes import adopted, as_consequence, cause_of, clears
-from controlplane.domain.evidence import is_level, merged
+from controlplane.domain.evidence import is_level, merged, subject_of
 from controlplane.domain.repeats import (
     Counts,
     booted,
@@ -96,7 +96,7 @@ _Key = tuple[str, str, Action, Severity, bool]
 
 def _key(finding: FindingRecord) -> _Key:
     """Findings with the same key are one. A graver sub-code, or one that is to be acted on, is another."""
-    return finding.device or finding.node, finding.code, finding.action, finding.severity, finding.shadow
+    return subject_of(finding), finding.code, finding.action, finding.severity, finding.shadow
 
 
 @dataclass(slots=True)

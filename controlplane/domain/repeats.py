@@ -5,7 +5,7 @@ is counted twice: ids of the last events and times of the sightings are kept, an
 early: only sightings count, never the time that has passed; a sighting that comes late takes its place by when it was
 seen. Bursts are one sighting, dated by their latest.
 
-A rule that has counted enough becomes a finding on the device (or node) of the latest event, with the events as its
+A rule that has counted enough becomes a finding on the device (node, job) of the latest event, with the events as its
 evidence; while it is sticky nothing but a human or a new card ends it.
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from controlplane.domain.evidence import MAX_EVIDENCE, SEVERITY_RANK
+from controlplane.domain.evidence import MAX_EVIDENCE, SEVERITY_RANK, job_subject
 from controlplane.domain.words import clock_time, duration, made_id, slug
 from gridkeeper.catalogue import Verdict
 from gridkeeper.decision import Draft, Now, Versioned
-from gridkeeper.ids import DeviceId, FindingId, NodeId, RegionId
+from gridkeeper.ids import DeviceId, FindingId, JobId, NodeId, RegionId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import Mode, Per, Policy, RepeatPolicy
 from gridkeeper.records.common import Scope
@@ -222,14 +222,14 @@ def raised(
     event, verdict = sighting.event, sighting.verdict
     of_node = rule.per is Per.NODE or not event.device
     of_job = rule.per in (Per.JOB, Per.JOB_DEVICES)
-    device = DeviceId("") if of_node else event.device
-    subject = device or event.node
+    device = DeviceId("") if of_node or of_job else event.device
+    subject = job_subject(JobId(event.job)) if of_job else device or event.node
     code = f"{PREFIX}{rule.name}"
     scope = Scope.NODE if of_node else Scope.PROCESS if of_job else Scope.DEVICE
     span = duration(max(record.times_ms) - min(record.times_ms))
-    job = f" of job {event.job}" if of_job else ""
+    where = f"job {event.job}" if of_job else subject
     sentence = (
-        f"{rule.meaning}: {verdict.code} {len(record.times_ms)} times within {span} on {subject}{job}, "
+        f"{rule.meaning}: {verdict.code} {len(record.times_ms)} times within {span} on {where}, "
         f"last at {clock_time(event.observed_ms)}"
     )
     return FindingRecord(
@@ -253,6 +253,7 @@ def raised(
         confidence=Confidence.MEDIUM,
         shadow=rule.mode is Mode.SHADOW or verdict.shadow,
         count=len(record.times_ms),
+        job=event.job if of_job else "",
     )
 
 
@@ -265,12 +266,12 @@ def is_sticky(repeats: Mapping[str, Versioned[RepeatRecord]], finding: FindingRe
     """Whether a repeat rule still holds the finding at this time."""
     if not finding.code.startswith(PREFIX):
         return False
-    rule, subject = finding.code.removeprefix(PREFIX), slug(finding.device or finding.node)
+    rule = finding.code.removeprefix(PREFIX)
+    subject = f"job={finding.job}" if finding.job else slug(finding.device or finding.node)
     return any(
         held.record.sticky_until_ms > at_ms
         for held in repeats.values()
-        if held.record.rule == rule
-        and (_within(held.record.subject, subject) or held.record.events[-1:] == finding.evidence[-1:])
+        if held.record.rule == rule and _within(held.record.subject, subject)
     )
 
 

@@ -27,7 +27,7 @@ SUFFIX: dict[str, str] = {
     "%": "_percent",
     "MiB": "_mib",
     "MiB/s": "_mib_s",
-    "MB/s": "_mb_s",
+    "MBy/s": "_mb_s",
     "ms": "_ms",
     "s": "_s",
     "V": "_v",

@@ -63,8 +63,11 @@ def test_page_faults_on_different_gpus_of_one_job_are_the_jobs() -> None:
         store.commit(*(store.event(f"n1/gpu{i}", 31, job="train") for i in range(8)))
         store.settle()
         store.wait(600_000)
-    assert {f.code for f in raised(store)} == {"repeat-page-fault-across-job"}
+    assert {(f.code, f.job, f.device) for f in raised(store)} == {("repeat-page-fault-across-job", "train", "")}
     assert not store.records("drains")
+    assert "job:train" in {i.subject for i in store.records("incidents")}
+    store.run(300_000, step=30_000)
+    assert not [f for f in store.records("findings") if f.active], "quiet ends it, for the job too"
 
 
 def test_an_engine_exception_counts_by_core() -> None:
