@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 from controlplane.domain.evidence import MAX_EVIDENCE, SEVERITY_RANK, job_subject
 from controlplane.domain.words import clock_time, duration, made_id, slug
@@ -33,8 +34,8 @@ MAX_IDS = 64
 """Ids of counted events that a record remembers: a decision that was cut short is at most a transaction of events
 behind (see ``detect``)."""
 MAX_BOOTS = 16
-SWEEP = 8
-"""Records that a decision forgets at most, once nothing of theirs can count any more."""
+LOOK, SWEEP = 512, 8
+"""Records that a decision looks at, and forgets at most, once nothing of theirs can count any more."""
 
 DRAINS = "drain"
 PREFIX = "repeat-"
@@ -58,6 +59,7 @@ class Counts:
     draft: Draft
     records: dict[str, RepeatRecord] = field(default_factory=dict)
     touched: dict[str, tuple[RepeatPolicy, Sighting]] = field(default_factory=dict)
+    by_node: dict[str, set[str]] | None = None
 
     def get(self, rule: str, subject: str) -> RepeatRecord | None:
         name = _name(rule, subject)
@@ -68,6 +70,17 @@ class Counts:
         name = _name(record.rule, record.subject)
         self.records[name] = record
         self.draft.put(self.keys.repeat(record.rule, record.subject), record, self.state.repeats.get(name))
+
+    def asking_about_boots(self, node: NodeId) -> set[str]:
+        """Names of the node's records whose rule asks whether a fault comes back after a boot."""
+        asking = {rule.name for rule in self.policy.repeats if rule.reboots}
+        if self.by_node is None:
+            self.by_node = {}
+            for name, held in self.state.repeats.items():
+                if held.record.rule in asking:
+                    self.by_node.setdefault(_node_of(held.record.subject), set()).add(name)
+        fresh = {n for n, r in self.records.items() if r.rule in asking and _node_of(r.subject) == node}
+        return self.by_node.get(node, set()) | fresh
 
     def due(self) -> Iterator[tuple[RepeatPolicy, RepeatRecord, Sighting]]:
         """Rules that have counted enough in this decision, and are neither raised already nor explained by another."""
@@ -83,6 +96,11 @@ class Counts:
         subject = subject_of(other, sighting)
         record = self.get(other.name, subject) if subject else None
         return record is not None and enough(other, record)
+
+
+def _node_of(subject: str) -> str:
+    """``n1:gpu3:link-4`` -> ``n1``."""
+    return subject.partition(":")[0]
 
 
 def _name(rule: str, subject: str) -> str:
@@ -203,13 +221,8 @@ def enough(rule: RepeatPolicy, record: RepeatRecord) -> bool:
 
 def booted(counts: Counts, event: EventRecord) -> None:
     """A boot of the node, for rules that ask whether a fault comes back after one."""
-    asking = {rule.name for rule in counts.policy.repeats if rule.reboots}
-    if not asking:
-        return
-    held = {name: v.record for name, v in counts.state.repeats.items()}
-    for record in (held | counts.records).values():
-        if record.rule not in asking or not _within(record.subject, event.node):
-            continue
+    for name in sorted(counts.asking_about_boots(event.node)):
+        record = counts.records.get(name) or counts.state.repeats[name].record
         if event.observed_ms not in record.boots_ms:
             boots = tuple(sorted((*record.boots_ms, event.observed_ms)))[-MAX_BOOTS:]
             counts.put(replace(record, boots_ms=boots))
@@ -278,8 +291,9 @@ def is_sticky(repeats: Mapping[str, Versioned[RepeatRecord]], finding: FindingRe
 def forget(counts: Counts, now: Now) -> None:
     """Drop records of rules that are gone, and of sightings that can no longer count."""
     rules = {rule.name: rule for rule in counts.policy.repeats}
-    dropped = 0
-    for name, held in counts.state.repeats.items():
+    repeats, dropped = counts.state.repeats, 0
+    start = counts.state.revision % max(1, len(repeats))
+    for name, held in islice(chain(islice(repeats.items(), start, None), repeats.items()), min(LOOK, len(repeats))):
         record, rule = held.record, rules.get(held.record.rule)
         newest = max((*record.times_ms, *record.boots_ms), default=0)
         kept_ms = rule.within_ms + rule.sticky_ms if rule else 0

@@ -26,10 +26,9 @@ from gridkeeper.catalogue.model import (
     JobEffect,
     Opinion,
     Verdict,
-    contradict,
     finding_code,
 )
-from gridkeeper.catalogue.tables import VENDOR, opinions, sources, table
+from gridkeeper.catalogue.tables import VENDOR, disputed, opinions, sources, table
 from gridkeeper.policy.model import CataloguePolicy, EventPolicy, Mode, Policy
 from gridkeeper.records.common import Scope
 from gridkeeper.records.faults import Confidence
@@ -109,7 +108,7 @@ def _by_number(event: EventRecord, chosen: CataloguePolicy, label: str) -> Verdi
         return verdict
     if opinion.source.tier == "thin":
         confidence = Confidence.LOW
-    elif contradict(every) or (kind is EventKind.XID and not opinion.says):
+    elif disputed(kind, code) or (kind is EventKind.XID and not opinion.says):
         confidence = Confidence.MEDIUM
     else:
         confidence = Confidence.HIGH

@@ -109,6 +109,7 @@ def _codes(text: str, base: int) -> Iterator[int]:
         yield from range(int(first, base), int(last or first, base) + 1)
 
 
+@functools.lru_cache(maxsize=4096)
 def opinions(kind: EventKind, code: int) -> tuple[Opinion, ...]:
     """Every source's verdict: first the one of the entry itself, if its source gives any (some of NVIDIA's rows name
     no action)."""
@@ -118,10 +119,16 @@ def opinions(kind: EventKind, code: int) -> tuple[Opinion, ...]:
     return (*own, *(o for o in _others().get((kind, code), ()) if o.source.id not in known))
 
 
+@functools.lru_cache(maxsize=4096)
+def disputed(kind: EventKind, code: int) -> bool:
+    """Whether the sources contradict each other about this code."""
+    return contradict(opinions(kind, code))
+
+
 def conflicts(kind: EventKind) -> dict[int, tuple[Opinion, ...]]:
     """Codes on which the sources contradict each other."""
     codes = sorted({*table(kind), *(code for held, code in _others() if held is kind)})
-    return {code: every for code in codes if contradict(every := opinions(kind, code))}
+    return {code: opinions(kind, code) for code in codes if disputed(kind, code)}
 
 
 @functools.cache
