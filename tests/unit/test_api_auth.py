@@ -6,10 +6,14 @@ import grpc
 import pytest
 
 from controlplane.rpc.auth import NEEDS, RANK, authorise
+from controlplane.rpc.grid import GridService
 from controlplane.rpc.refusal import Refusal
+from controlplane.rpc.server import handlers
+from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.identity import spiffe
 from gridkeeper.identity.spiffe import Identity, UserRole
 from gridkeeper.v1 import api_pb2
+from tests.fixtures.grid import FakeGrid
 
 RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
 READS = {"List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples"}
@@ -45,3 +49,10 @@ def test_machines_may_call_nothing(rpc: str, identity: Identity) -> None:
 def test_every_role_has_a_rank() -> None:
     assert sorted(RANK) == sorted(UserRole)
     assert RANK[UserRole.VIEWER] < RANK[UserRole.OPERATOR] < RANK[UserRole.ADMIN]
+
+
+def test_each_call_of_the_service_has_an_answer_and_a_role() -> None:
+    """Protects: a replica starts, whatever calls were added to the service."""
+    grid = FakeGrid("east")
+    service = GridService(grid, grid, SystemClock(), SystemRng())
+    assert handlers(service, "grid.test") is not None
