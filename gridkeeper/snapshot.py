@@ -46,9 +46,18 @@ from gridkeeper.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
+class Inventory:
+    """Every device and node of a region: what budgets and breakers are shares of."""
+
+    nodes: Mapping[NodeId, Versioned[NodeRecord]]
+    devices: Mapping[DeviceId, Versioned[DeviceRecord]]
+
+
+@dataclass(frozen=True, slots=True)
 class RegionState:
     """A region's store at one revision. Mappings are keyed by the last part(s) of the key. ``suspect_keys``: keys whose
-    value did not decode; what they stood for is unknown."""
+    value did not decode; what they stood for is unknown. ``whole``: the inventory, where ``nodes`` and ``devices`` hold
+    only those about which there is something to decide (a backtest); None: they are all."""
 
     region: RegionId
     revision: Revision = ABSENT
@@ -77,6 +86,7 @@ class RegionState:
     witnesses: Mapping[str, Versioned[WitnessRecord]] = field(default_factory=dict)
     policy: Versioned[PolicyRecord] | None = None
     suspect_keys: frozenset[str] = frozenset()
+    whole: Inventory | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ def _device(
     well = after.state in health.IN_SERVICE
     folded = incidents.fold(state, name, [f for f in active if f.record.device], standing, well, now)
     main = folded.main or _incident_of_node(scene, active)
-    if not swapped or main:
+    if after.incident != main and (not swapped or main):
         after = replace(after, incident=main)
     draft = Draft()
     if after != before:

@@ -105,8 +105,9 @@ class Coverage:
 
 def coverage(state: RegionState, groupings: tuple[Grouping, ...]) -> Coverage:
     """The durable inventory in groups. It changes seldom, and 100,000 devices take a while: the last few are kept."""
-    nodes = state.nodes if any(grouping.select.strip() for grouping in groupings) else _NOBODY
-    return _covered(_Same(state.devices), _Same(nodes), groupings)
+    whole = state.whole or state
+    nodes = whole.nodes if any(grouping.select.strip() for grouping in groupings) else _NOBODY
+    return _covered(_Same(whole.devices), _Same(nodes), groupings)
 
 
 class _Same:

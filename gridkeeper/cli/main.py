@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "repair": ("gridkeeper.cli.repair:repair", "Approve or reject repairs that wait for a human."),
     "incident": ("gridkeeper.cli.acts:incident", "Acknowledge incidents."),
     "job": ("gridkeeper.cli.job:job", "Submit, stop, move and read jobs."),
+    "backtest": ("gridkeeper.cli.backtest:backtest", "What a policy would have done with what happened."),
     "sla": ("gridkeeper.cli.sla:sla", "Uptime of the month so far."),
     "faults": ("gridkeeper.cli.faults:faults", "The fault catalogue: what a code means, by whose word."),
     "info": ("gridkeeper.cli.about:info", "The replicas, as they answer."),

@@ -1,0 +1,1 @@
+"""Replays what happened against a policy: the real decisions, on virtual time."""
