@@ -22,14 +22,15 @@ from controlplane.domain.drain import decide_drains
 from controlplane.domain.evidence import ACTION_RANK
 from controlplane.domain.health import hold_ms
 from controlplane.domain.region import disjoint
-from gridkeeper.catalogue import nvidia
+from gridkeeper.catalogue.judge import judge
+from gridkeeper.catalogue.model import JobEffect
 from gridkeeper.decision import Decision, Now
 from gridkeeper.ids import DeviceId, EventId, RegionId, SpoolId
 from gridkeeper.keys import event_id
 from gridkeeper.policy.model import Consent, Policy, RepairPolicy
 from gridkeeper.records.common import Action
 from gridkeeper.records.faults import DrainRecord, DrainState
-from gridkeeper.records.fleet import EventKind, EventRecord, HealthRecord, HealthState
+from gridkeeper.records.fleet import EventRecord, HealthRecord, HealthState
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 from gridkeeper.timings import Timings
 
@@ -171,32 +172,32 @@ class Player:
     def _feed(self, position: int, fault: Fault) -> None:
         """A fault is seen, unless its device is out of service by then."""
         region = self.region
+        self._sequence += 1
+        event = EventRecord(
+            event_id(fault.node, SPOOL, self._sequence), fault.node, SPOOL, self._sequence, fault.device, fault.kind,
+            fault.code, fault.message, (fault.source,), fault.count, 0, "", 0, region.now_ms, "",
+        )  # fmt: skip
         if fault.device:
             held = self._state_since.get(fault.device)
             if held is not None and held[0] in health.OUT:
-                self._avoided += self._kills(fault)
+                self._avoided += self._kills(event)
                 self._repaired_ms[fault.device] = max(self._repaired_ms.get(fault.device, 0), fault.repaired_ms)
                 return
             self._repaired_ms[fault.device] = fault.repaired_ms
-        self._interruptions += self._kills(fault)
+        self._interruptions += self._kills(event)
+        self._index[event.id] = position
         region.heat(fault.device or fault.node)
-        self._sequence += 1
-        name = event_id(fault.node, SPOOL, self._sequence)
-        self._index[name] = position
-        record = EventRecord(
-            name, fault.node, SPOOL, self._sequence, fault.device, fault.kind, fault.code, fault.message,
-            (fault.source,), fault.count, 0, "", 0, region.now_ms, "",
-        )  # fmt: skip
-        region.write(region.keys.event(name), record)
+        region.write(region.keys.event(event.id), event)
         self._detect = True
 
-    def _kills(self, fault: Fault) -> bool:
+    def _kills(self, event: EventRecord) -> bool:
         """Whether a job on the device does not survive it, and there was one (if that is known)."""
         if self._trace.busy is not None:
-            spans = self._trace.busy.get(fault.device, ())
-            if not any(since <= fault.at_ms < until for since, until in spans):
+            spans = self._trace.busy.get(event.device, ())
+            if not any(since <= event.observed_ms < until for since, until in spans):
                 return False
-        return fault.kind is EventKind.XID and nvidia.lookup_xid(fault.code).job_dies
+        verdict = judge(event, self._trace.devices.get(event.device), self._settings.policy)
+        return verdict is not None and verdict.job in (JobEffect.DIES, JobEffect.ALL_DIE)
 
     def _repair_due(self) -> None:
         """What the repair shop is done with goes back: a new card where one was to be replaced, else by a human."""
