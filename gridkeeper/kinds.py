@@ -68,6 +68,15 @@ KINDS: tuple[KindInfo, ...] = (
         True,
         "an announced window of work on a node or device",
     ),
+    KindInfo(
+        api_pb2.KIND_BREAKER,
+        "breaker",
+        "breakers",
+        ("br",),
+        "breaker",
+        True,
+        "stops automatic drains when too many are wanted",
+    ),
 )
 
 BY_NUMBER: dict[int, KindInfo] = {info.kind: info for info in KINDS}

@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from controlplane.domain import health
+from controlplane.domain.breaker import Breakers
 from controlplane.domain.budget import Book
 from controlplane.domain.cost import Capacity, cost_of
+from controlplane.domain.damping import remembered
 from controlplane.domain.drain_progress import OPEN, UNDER_WAY, Drain, deadline_of, given_up, progress, satisfied
 from controlplane.domain.evacuation import jobs_on
 from controlplane.domain.evidence import (
@@ -29,6 +31,7 @@ from controlplane.domain.evidence import (
     bearing_on,
     by_subject,
     calls_out,
+    is_fresh,
     is_level,
     merged,
     rank,
@@ -71,6 +74,12 @@ class _Wish:
     request: Versioned[DrainRequestRecord] | None
 
     @property
+    def by_machine(self) -> bool:
+        """On evidence, not for announced work or a human."""
+        asked = self.request.record if self.request else (self.old.record if self.old else None)
+        return asked is None or (asked.requested_by == MACHINE and not asked.maintenance)
+
+    @property
     def requested_by(self) -> str:
         if self.request is not None:
             return self.request.record.requested_by
@@ -109,17 +118,21 @@ def decide_drains(
     for drain in newest.values():
         if drain.record.state in UNDER_WAY:
             decisions.extend(progress(state, world, now, keys, drain))
-    decisions.extend(given_up(state, settings, now, keys, newest, findings))
+    wishes = sorted(_wishes(state, settings, now, keys, newest, findings), key=lambda wish: wish.order)
+    breakers = Breakers(state, settings, now, (w.device for w in wishes if w.by_machine and w.old is None))
+    decisions.extend(breakers.decisions())
+    decisions.extend(given_up(state, settings, now, keys, newest, findings, breakers))
     decisions.extend(satisfied(state, settings, now, keys, newest))
     decisions.extend(decide_shadows(state, world, settings, now, findings))
-    wishes = sorted(_wishes(state, settings, now, keys, newest, findings), key=lambda wish: wish.order)
     if not wishes:
         return tuple(decisions)
     batch, book, capacity = _Batch(), Book.of(state, settings, now), Capacity(state)
     for wish in wishes:
-        refusal = book.refusal(wish.device)
+        if wish.by_machine and wish.old and breakers.outlived(wish.old.record) and not _holds(wish.findings):
+            continue  # given up
+        refusal = (breakers.refusal(wish.device) if wish.by_machine else None) or book.refusal(wish.device)
         if refusal is None and len(batch.drains) < most:
-            _admit(state, world, settings, now, keys, book, capacity, batch, wish)
+            _admit(state, world, settings, now, keys, book, breakers, capacity, batch, wish)
         elif refusal is not None:
             decisions.extend(_refuse(state, settings, now, keys, book, wish, refusal.names, refusal.sentence))
     if batch.drains:
@@ -169,7 +182,7 @@ def _wishes(
             yield _Wish(device, held, active, old, request)
         elif held.record.state in DRAINABLE and settings.policy.mode is Mode.ACT:
             calling = tuple(f for f in bearing_on(findings, device) if f.record.active and calls_out(f.record))
-            if _convicts(calling, old or _declined(last), settings, now):
+            if _convicts(calling, _declined(last), settings, now):
                 yield _Wish(device, held, calling, old, None)
 
 
@@ -177,18 +190,16 @@ def _declined(last: Drain | None) -> Drain | None:
     return last if last is not None and last.record.state is DrainState.CANCELLED else None
 
 
-def _convicts(calling: tuple[Finding, ...], last: Drain | None, settings: Settings, now: Now) -> bool:
-    """At least one finding is fresh, and (after a cancelled drain) newer than what was judged then. An event older than
-    ``drain.evidence_ms`` convicts nobody any more: the host may have changed since."""
-    fresh = [f for f in calling if is_level(f.record) or age_ms(f, now) <= settings.policy.drain.evidence_ms]
-    if last is not None and last.record.state is DrainState.CANCELLED:
-        return any(f.revision > last.revision for f in fresh)
-    return bool(fresh) or (last is not None and bool(calling))
+def _convicts(calling: tuple[Finding, ...], declined: Drain | None, settings: Settings, now: Now) -> bool:
+    """At least one finding is fresh, and (after a cancelled drain) newer than what was judged then."""
+    evidence_ms = settings.policy.drain.evidence_ms
+    fresh = (f for f in calling if is_fresh(f.record, evidence_ms, now.ledger_ms))
+    return any(declined is None or f.revision > declined.revision for f in fresh)
 
 
-def age_ms(finding: Finding, now: Now) -> int:
-    """Of the evidence, by ledger time."""
-    return max(0, now.ledger_ms - finding.record.observed_ms)
+def _holds(findings: tuple[Finding, ...]) -> bool:
+    """A condition that calls for the drain holds now, whatever was seen when."""
+    return any(is_level(f.record) for f in findings)
 
 
 def _admit(
@@ -198,6 +209,7 @@ def _admit(
     now: Now,
     keys: RegionKeys,
     book: Book,
+    breakers: Breakers,
     capacity: Capacity,
     batch: _Batch,
     wish: _Wish,
@@ -219,6 +231,9 @@ def _admit(
     )
     moved = health.moved(wish.held.record, HealthState.DRAINING, drain.reason, now.ledger_ms)
     moved = replace(moved, rule=drain.rule, rule_version=drain.rule_version)
+    if wish.by_machine:
+        moved = replace(moved, drained_ms=remembered(wish.held.record, settings.policy.drain, now.ledger_ms))
+        batch.guards.update((guard.key, guard) for guard in breakers.admit(wish.device, batch.draft))
     _record(state, keys, batch.draft, wish, drain, moved)
     for finding in wish.findings[:2]:
         key = keys.finding(finding.record.id)

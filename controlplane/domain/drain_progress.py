@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from controlplane.domain import health
+from controlplane.domain.breaker import Breakers
 from controlplane.domain.budget import Book
 from controlplane.domain.budget_upkeep import HOLDING
 from controlplane.domain.evacuation import jobs_on
-from controlplane.domain.evidence import Finding, bearing_on, calls_out, weighs_on_device
+from controlplane.domain.evidence import Finding, bearing_on, calls_out, is_fresh, is_level, weighs_on_device
 from controlplane.domain.health import MACHINE
-from controlplane.domain.words import clock_time, listed
+from controlplane.domain.words import clock_time, duration, listed
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, DrainId, IncidentId, JobId
 from gridkeeper.keys import RegionKeys
@@ -22,6 +23,7 @@ from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 OPEN = frozenset({DrainState.PLANNED, DrainState.REFUSED, DrainState.ADMITTED, DrainState.EVACUATING})
 UNDER_WAY = frozenset({DrainState.ADMITTED, DrainState.EVACUATING, DrainState.EXPIRED})
+MAX_GUARDS = 16
 
 Drain = Versioned[DrainRecord]
 
@@ -103,16 +105,19 @@ def given_up(
     keys: RegionKeys,
     newest: Mapping[DeviceId, Drain],
     findings: Mapping[str, list[Finding]],
+    breakers: Breakers,
 ) -> Iterator[Decision]:
-    """Refused drains whose evidence has gone, and what an operator's cancelling leaves to be put back."""
+    """Refused drains whose evidence has gone or is too old, and what an operator's cancelling leaves to be put back."""
     for device, drain in newest.items():
         record, held = drain.record, state.health.get(device)
         by_evidence = record.requested_by == MACHINE and not record.maintenance
         if record.state is DrainState.REFUSED and by_evidence and device not in state.drain_requests:
-            if any(f.record.active and calls_out(f.record) for f in bearing_on(findings, device)):
-                continue
-            if held is None or held.record.state is not HealthState.UNKNOWN:
-                yield cancellation(state, settings, drain, MACHINE, "its evidence has cleared", now)
+            calling = [f for f in bearing_on(findings, device) if f.record.active and calls_out(f.record)]
+            why = _why_given_up(record, calling, settings, now, breakers)
+            if why and (held is None or held.record.state is not HealthState.UNKNOWN):
+                decision = cancellation(state, settings, drain, MACHINE, why, now)
+                guards = tuple(Guard(keys.finding(f.record.id), f.revision) for f in calling[:MAX_GUARDS])
+                yield replace(decision, guards=guards)
         elif (
             record.state is DrainState.CANCELLED
             and held is not None
@@ -120,6 +125,18 @@ def given_up(
             and held.record.state is HealthState.DRAINING
         ):
             yield cancellation(state, settings, drain, MACHINE, "it was cancelled", now)
+
+
+def _why_given_up(record: DrainRecord, calling: list[Finding], settings: Settings, now: Now, breakers: Breakers) -> str:
+    """Evidence that is seen again later makes a new drain. "": it stands."""
+    evidence_ms = settings.policy.drain.evidence_ms
+    if not calling:
+        return "its evidence has cleared"
+    if not any(is_fresh(f.record, evidence_ms, now.ledger_ms) for f in calling):
+        return f"its evidence is older than {duration(evidence_ms)} and was not seen again"
+    if breakers.outlived(record) and not any(is_level(f.record) for f in calling):
+        return "it was wanted while a breaker was open, and events of that time are not acted on afterwards"
+    return ""
 
 
 def cancellation(

@@ -42,6 +42,12 @@ def is_level(finding: FindingRecord) -> bool:
     return finding.code == finding.rule
 
 
+def is_fresh(finding: FindingRecord, evidence_ms: int, ledger_ms: int) -> bool:
+    """It may be acted on now: its condition still holds, or it was seen within ``evidence_ms``. An older event convicts
+    nobody any more: the host may have changed since."""
+    return is_level(finding) or ledger_ms - max(finding.observed_ms, finding.last_ms) <= evidence_ms
+
+
 def asks_out(finding: FindingRecord) -> bool:
     """Its action needs the device empty, whether or not anybody acts on it."""
     return finding.action in OUT_CALLING and finding.code not in BLINDING

@@ -8,7 +8,8 @@
 - ``degraded → draining → drained`` is the drain planner's (``drain.py``), in one transaction with drain and budgets.
 - ``drained → repairing`` when the signs of the fault are gone (a level rule cleared, the host booted, the device came
   back) or a human returned it; ``repairing → probation`` after ``repair_hold_ms`` without them; a sign that comes back
-  returns it to drained. A device that a human drained waits for a human.
+  returns it to drained. A device that a human drained waits for a human, and so does one that the machine drained
+  too often (``damping.py``).
 - ``probation → healthy`` after ``probation_ms`` without findings, and a self-test passed meanwhile if the policy wants
   one (``repair.py``); the budget holds of its drain go in that transaction.
 - Another card (uuid) in the slot starts in probation.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from controlplane.domain.damping import waits_for_human
 from controlplane.domain.evidence import calls_out, merged, weighs_on_device, worst
 from controlplane.domain.words import duration
 from gridkeeper.ids import DrainId, IncidentId
@@ -86,7 +88,7 @@ def step(s: Situation, policy: Policy, ledger_ms: int) -> HealthRecord | None:
         case HealthState.RETIRED | HealthState.DRAINING:
             return None
         case HealthState.DRAINED:
-            return _drained(s, old, ledger_ms)
+            return _drained(s, old, policy, ledger_ms)
         case HealthState.REPAIRING:
             return _repairing(s, old, policy, ledger_ms)
         case HealthState.UNKNOWN:
@@ -130,7 +132,8 @@ def _swapped(s: Situation, old: HealthRecord, ledger_ms: int) -> HealthRecord | 
     if not swapped(s.device, old):
         return None
     reason = f"another card is in the slot: {s.device.uuid} instead of {old.uuid}"
-    return replace(moved(old, HealthState.PROBATION, reason, ledger_ms), uuid=s.device.uuid, evidence=(), flaps=0)
+    fresh = moved(old, HealthState.PROBATION, reason, ledger_ms)
+    return replace(fresh, uuid=s.device.uuid, evidence=(), flaps=0, drained_ms=())
 
 
 def _doubted(s: Situation, old: HealthRecord, ledger_ms: int) -> HealthRecord | None:
@@ -150,13 +153,15 @@ def _unknown(s: Situation, old: HealthRecord, ledger_ms: int) -> HealthRecord | 
     return moved(old, old.before_unknown, reason, ledger_ms)
 
 
-def _drained(s: Situation, old: HealthRecord, ledger_ms: int) -> HealthRecord | None:
+def _drained(s: Situation, old: HealthRecord, policy: Policy, ledger_ms: int) -> HealthRecord | None:
     if another := _swapped(s, old, ledger_ms):
         return another
     if s.distrust or any(calls_out(f) for f in s.findings):
         return None
     if s.drain is None or s.drain.requested_by != MACHINE or s.drain.maintenance:
         return None  # taken out by a human, or for something that gives it back, or nobody knows why
+    if damped := waits_for_human(old, policy.drain):
+        return None if old.reason == damped else replace(old, reason=damped)
     return moved(old, HealthState.REPAIRING, "the signs of its fault are gone", ledger_ms)
 
 

@@ -30,6 +30,7 @@ NEEDS: dict[str, UserRole] = {
     "PlanMaintenance": UserRole.OPERATOR,
     "CancelMaintenance": UserRole.OPERATOR,
     "DecideRepair": UserRole.OPERATOR,
+    "ResetBreaker": UserRole.OPERATOR,
 }
 """Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
 

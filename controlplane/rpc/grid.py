@@ -181,6 +181,13 @@ class GridService:
             lambda: care_intents.decide_repair(request.id, request.approve, wish, views.region(), views.now()),
         )
 
+    async def reset_breaker(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
+        wish = self._actor.wish(who, request.reason)
+        views = self._views
+        return await self._actor.carry_out(
+            "region", who, lambda: intents.reset_breaker(request.name, wish, views.region(), views.now())
+        )
+
     async def ack_incident(self, request: api_pb2.ObjectRequest, who: str) -> ActResponse:
         wish = self._actor.wish(who, request.reason)
         return await self._actor.carry_out(

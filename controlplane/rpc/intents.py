@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from controlplane.domain import breaker
 from controlplane.domain import cordon as cordons
 from controlplane.domain.drain_progress import cancellation
 from controlplane.domain.maintenance import WINDOW
@@ -147,6 +148,20 @@ def cancel_drain(name: str, wish: Wish, region: RegionState, settings: Settings,
         key = RegionKeys(region.region).drain_request(drain.device)
         decision = dataclasses.replace(decision, writes=(*decision.writes, Delete(key, request.revision)))
     return Plan(decision.sentence, objects, decision)
+
+
+def reset_breaker(name: str, wish: Wish, region: RegionState, now: Now) -> Plan:
+    """Close a breaker: the machine drains again in its scope, and counting starts anew."""
+    objects, known = (f"breaker/{name}",), {f"{region.region}/{own}" for own in region.breakers}
+    if name not in known:
+        raise not_found("breaker", name, known, f"in region {region.region}")
+    decision = breaker.reset(region, name.removeprefix(f"{region.region}/"), wish.actor, wish.reason, now)
+    if decision is None:
+        return Plan(f"breaker {name} is closed already", objects)
+    decision = dataclasses.replace(decision, evidence=(wish.actor,), trace=wish.trace)
+    return Plan(
+        f"{decision.sentence}; what was wanted while it was open and does not hold now is dropped", objects, decision
+    )
 
 
 def submit_job(spec: JobSpec, wish: Wish, world: GlobalState, now: Now) -> Plan:

@@ -1,4 +1,4 @@
-"""Pure: the kinds that show one record each: incidents, drains, findings, events, migrations, audit entries."""
+"""Pure: the kinds that show one record each: incidents, drains, findings, breakers, events, moves, audit entries."""
 
 from __future__ import annotations
 
@@ -56,8 +56,13 @@ def _single(
     labels_of: Callable[[Any], dict[str, str]],
     keys: tuple[str, ...],
     region_owned: bool = True,
+    by_region: bool = False,
 ) -> KindSpec:
+    """``by_region``: regions use the same names, so the object's is ``<region>/<name>``."""
+
     def build(region: RegionId, name: str, inputs: Inputs) -> Object:
+        if by_region:
+            name = f"{region}/{name}"
         labels = ({"region": region} if region_owned else {}) | labels_of(inputs[0].record)
         item = new_object(kind, name, labels.get("region", ""), inputs, labels)
         cast(Message, getattr(item, view)).CopyFrom(message(inputs[0]))
@@ -150,5 +155,13 @@ RECORDS: tuple[KindSpec, ...] = (
         migration_labels,
         ("from", "to", "job", "state", "kind", "drain", "incident"),
         region_owned=False,
+    ),
+    _single(
+        api_pb2.KIND_BREAKER,
+        "breaker",
+        lambda s: s.region.breakers,
+        lambda r: {"state": word(r.state)},
+        ("state",),
+        by_region=True,
     ),
 )

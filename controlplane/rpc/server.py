@@ -68,6 +68,7 @@ def answers(service: GridService) -> dict[str, Answer]:
         "JobLogs": lambda request, who, role: service.job_logs(request),
         "SlaStatus": lambda request, who, role: service.sla_status(request),
         "Info": lambda request, who, role: service.info(str(who), role),
+        "ResetBreaker": lambda request, who, role: service.reset_breaker(request, str(who)),
     }
 
 

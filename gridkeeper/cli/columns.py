@@ -291,6 +291,14 @@ COLUMNS: dict[int, tuple[Column, ...]] = {
         Column("EVIDENCE", lambda o, now: ",".join(o.finding.evidence), wide=True),
         Column("SENTENCE", lambda o, now: o.finding.sentence),
     ),
+    api_pb2.KIND_BREAKER: (
+        Column("NAME", _name),
+        Column("STATE", _label("state"), state=True),
+        Column("SINCE", lambda o, now: age(o.breaker.since_ms, now)),
+        Column("TRIPS", lambda o, now: str(o.breaker.trips)),
+        Column("PASSED", lambda o, now: str(len(o.breaker.passed_ms)), wide=True),
+        Column("REASON", lambda o, now: or_dash(o.breaker.reason)),
+    ),
 }
 
 

@@ -19,13 +19,13 @@ from google.protobuf import descriptor_pb2
 from gridkeeper.catalogue import report
 from gridkeeper.client.plain import enum_prefix, is_map
 from gridkeeper.kinds import KINDS, KindInfo
-from gridkeeper.records import books, common, faults, fleet, jobs
+from gridkeeper.records import books, common, faults, fleet, jobs, limits
 from gridkeeper.v1 import api_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "objects.md"
 FAULTS = ROOT / "docs" / "faults.md"
-RECORDS = (books, common, faults, fleet, jobs)
+RECORDS = (books, common, faults, fleet, jobs, limits)
 
 UNITS: tuple[tuple[str, str], ...] = (
     ("_ms", "ms since the Unix epoch"),

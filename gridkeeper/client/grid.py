@@ -265,6 +265,11 @@ class GridClient:
         request = api_pb2.RepairDecision(id=repair, approve=approve, reason=reason)
         return await self._act(replicas, "DecideRepair", request)
 
+    async def reset_breaker(self, breaker: str, reason: str) -> Act:
+        """Close ``<region>/<scope>``, so that the machine drains there again."""
+        replicas, _ = await self._locate(api_pb2.KIND_BREAKER, breaker)
+        return await self._act(replicas, "ResetBreaker", api_pb2.ObjectRequest(name=breaker, reason=reason))
+
     async def ack_incident(self, incident: str, reason: str = "") -> Act:
         replicas, _ = await self._locate(api_pb2.KIND_INCIDENT, incident)
         return await self._act(replicas, "AckIncident", api_pb2.ObjectRequest(name=incident, reason=reason))

@@ -80,6 +80,7 @@ class FindingRecord:
     shadow: bool = False  # its rule only watches: nothing acts on it
     count: int = 1  # sightings
     job: str = ""  # it is about this job and none of its devices
+    last_ms: int = 0  # when it was seen last; 0: once, at observed_ms
 
 
 @dataclass(frozen=True, slots=True)

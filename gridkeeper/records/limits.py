@@ -23,8 +23,9 @@ class BreakerState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerRecord:
-    """breakers/<name>: ledger times, so that a restart forgets nothing. ``wanted_ms``: when each recent machine drain
-    in the scope was first wanted; ``passed_ms``: those let through since it half-opened."""
+    """breakers/<name>: ledger times, so that a restart forgets nothing; written when it changes. ``wanted_ms``: when
+    the (newest) drains that opened it were first wanted; ``passed_ms``: which it let through lately while half-open;
+    ``open_until_ms``: when it was last open no more."""
 
     name: str
     state: BreakerState
@@ -33,6 +34,7 @@ class BreakerRecord:
     wanted_ms: tuple[int, ...]
     passed_ms: tuple[int, ...]
     trips: int
+    open_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +59,25 @@ class EscrowShare:
 @dataclass(frozen=True, slots=True)
 class EscrowRecord:
     """escrow/<budget> (global store): how a budget over all regions is divided. The sum of what regions may hold (the
-    larger of share and acknowledgement) never exceeds ``limit``."""
+    larger of share and acknowledgement) never exceeds ``limit``. ``moved_ms``: when a share last changed."""
 
     budget: str
     limit: int
     total: int
     shares: tuple[EscrowShare, ...]
+    moved_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ShareRecord:
     """shares/<budget> (region store) and share-acks/<budget>/<region> (global store): what a region may spend.
-    ``escrow_revision``: mod revision of the escrow record that it follows."""
+    ``escrow_revision``: mod revision of the escrow record that it follows. An acknowledgement also says how many places
+    the region uses, how many drains it refused for want of one, and how many devices it has."""
 
     budget: str
     region: RegionId
     amount: int
     escrow_revision: int
+    used: int = 0
+    wanted: int = 0
+    total: int = 0

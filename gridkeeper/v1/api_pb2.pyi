@@ -41,6 +41,7 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_FINDING: _Kind.ValueType  # 12
     KIND_REPAIR: _Kind.ValueType  # 13
     KIND_MAINTENANCE: _Kind.ValueType  # 14
+    KIND_BREAKER: _Kind.ValueType  # 15
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
 
@@ -59,6 +60,7 @@ KIND_AUDIT: Kind.ValueType  # 11
 KIND_FINDING: Kind.ValueType  # 12
 KIND_REPAIR: Kind.ValueType  # 13
 KIND_MAINTENANCE: Kind.ValueType  # 14
+KIND_BREAKER: Kind.ValueType  # 15
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
 @_typing.final
@@ -193,6 +195,7 @@ class Object(_message.Message):
     FINDING_FIELD_NUMBER: _builtins.int
     REPAIR_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     kind: Global___Kind.ValueType
     name: _builtins.str
     region: _builtins.str
@@ -229,6 +232,8 @@ class Object(_message.Message):
     def repair(self) -> _records_pb2.RepairRecord: ...
     @_builtins.property
     def maintenance(self) -> _records_pb2.MaintenanceRecord: ...
+    @_builtins.property
+    def breaker(self) -> _records_pb2.BreakerRecord: ...
     def __init__(
         self,
         *,
@@ -251,12 +256,13 @@ class Object(_message.Message):
         finding: _records_pb2.FindingRecord | None = ...,
         repair: _records_pb2.RepairRecord | None = ...,
         maintenance: _records_pb2.MaintenanceRecord | None = ...,
+        breaker: _records_pb2.BreakerRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "maintenance", b"maintenance", "migration", b"migration", "node", b"node", "region_view", b"region_view", "repair", b"repair", "sla", b"sla", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "breaker", b"breaker", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "maintenance", b"maintenance", "migration", b"migration", "node", b"node", "region_view", b"region_view", "repair", b"repair", "sla", b"sla", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "kind", b"kind", "labels", b"labels", "maintenance", b"maintenance", "migration", b"migration", "name", b"name", "node", b"node", "region", b"region", "region_view", b"region_view", "repair", b"repair", "revision", b"revision", "sla", b"sla", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "breaker", b"breaker", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "kind", b"kind", "labels", b"labels", "maintenance", b"maintenance", "migration", b"migration", "name", b"name", "node", b"node", "region", b"region", "region_view", b"region_view", "repair", b"repair", "revision", b"revision", "sla", b"sla", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_view: _TypeAlias = _typing.Literal["region_view", "node", "device", "incident", "drain", "job", "migration", "checkpoint", "sla", "event", "audit", "finding", "repair", "maintenance"]  # noqa: Y015
+    _WhichOneofReturnType_view: _TypeAlias = _typing.Literal["region_view", "node", "device", "incident", "drain", "job", "migration", "checkpoint", "sla", "event", "audit", "finding", "repair", "maintenance", "breaker"]  # noqa: Y015
     _WhichOneofArgType_view: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_view) -> _WhichOneofReturnType_view | None: ...
 

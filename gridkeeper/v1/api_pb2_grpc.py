@@ -129,6 +129,11 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.RepairDecision.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
                 _registered_method=True)
+        self.ResetBreaker = channel.unary_unary(
+                '/gridkeeper.v1.Grid/ResetBreaker',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -253,6 +258,12 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResetBreaker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -349,6 +360,11 @@ def add_GridServicer_to_server(servicer, server):
             'DecideRepair': grpc.unary_unary_rpc_method_handler(
                     servicer.DecideRepair,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.RepairDecision.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'ResetBreaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetBreaker,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
             ),
     }
@@ -864,6 +880,33 @@ class Grid:
             target,
             '/gridkeeper.v1.Grid/DecideRepair',
             gridkeeper_dot_v1_dot_api__pb2.RepairDecision.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetBreaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/ResetBreaker',
+            gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
             options,
             channel_credentials,

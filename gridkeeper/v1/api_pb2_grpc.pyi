@@ -55,6 +55,7 @@ class GridStub:
     """A new window, or (with `id`) another end of one that is not over."""
     CancelMaintenance: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
     DecideRepair: _grpc.UnaryUnaryMultiCallable[_api_pb2.RepairDecision, _api_pb2.ActResponse]
+    ResetBreaker: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -83,6 +84,7 @@ class GridAsyncStub(GridStub):
     """A new window, or (with `id`) another end of one that is not over."""
     CancelMaintenance: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
     DecideRepair: _aio.UnaryUnaryMultiCallable[_api_pb2.RepairDecision, _api_pb2.ActResponse]  # type: ignore[assignment]
+    ResetBreaker: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -220,6 +222,13 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
     def DecideRepair(
         self,
         request: _api_pb2.RepairDecision,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ResetBreaker(
+        self,
+        request: _api_pb2.ObjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
 

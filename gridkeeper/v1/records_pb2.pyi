@@ -1013,6 +1013,7 @@ class FindingRecord(_message.Message):
     SHADOW_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    LAST_MS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -1034,6 +1035,7 @@ class FindingRecord(_message.Message):
     count: _builtins.int
     job: _builtins.str
     """it is about this job and none of its devices"""
+    last_ms: _builtins.int
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1060,10 +1062,11 @@ class FindingRecord(_message.Message):
         shadow: _builtins.bool = ...,
         count: _builtins.int = ...,
         job: _builtins.str = ...,
+        last_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "code", b"code", "confidence", b"confidence", "count", b"count", "device", b"device", "evidence", b"evidence", "fault_class", b"fault_class", "id", b"id", "job", b"job", "node", b"node", "observed_ms", b"observed_ms", "region", b"region", "rule", b"rule", "rule_version", b"rule_version", "scope", b"scope", "sentence", b"sentence", "severity", b"severity", "shadow", b"shadow", "source", b"source", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "code", b"code", "confidence", b"confidence", "count", b"count", "device", b"device", "evidence", b"evidence", "fault_class", b"fault_class", "id", b"id", "job", b"job", "last_ms", b"last_ms", "node", b"node", "observed_ms", b"observed_ms", "region", b"region", "rule", b"rule", "rule_version", b"rule_version", "scope", b"scope", "sentence", b"sentence", "severity", b"severity", "shadow", b"shadow", "source", b"source", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1493,11 +1496,13 @@ class BreakerRecord(_message.Message):
     WANTED_MS_FIELD_NUMBER: _builtins.int
     PASSED_MS_FIELD_NUMBER: _builtins.int
     TRIPS_FIELD_NUMBER: _builtins.int
+    OPEN_UNTIL_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___BreakerState.ValueType
     since_ms: _builtins.int
     reason: _builtins.str
     trips: _builtins.int
+    open_until_ms: _builtins.int
     @_builtins.property
     def wanted_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1512,10 +1517,11 @@ class BreakerRecord(_message.Message):
         wanted_ms: _abc.Iterable[_builtins.int] | None = ...,
         passed_ms: _abc.Iterable[_builtins.int] | None = ...,
         trips: _builtins.int = ...,
+        open_until_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "passed_ms", b"passed_ms", "reason", b"reason", "since_ms", b"since_ms", "state", b"state", "trips", b"trips", "wanted_ms", b"wanted_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "open_until_ms", b"open_until_ms", "passed_ms", b"passed_ms", "reason", b"reason", "since_ms", b"since_ms", "state", b"state", "trips", b"trips", "wanted_ms", b"wanted_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1592,9 +1598,11 @@ class EscrowRecord(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    MOVED_MS_FIELD_NUMBER: _builtins.int
     budget: _builtins.str
     limit: _builtins.int
     total: _builtins.int
+    moved_ms: _builtins.int
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___EscrowShare]: ...
     def __init__(
@@ -1604,10 +1612,11 @@ class EscrowRecord(_message.Message):
         limit: _builtins.int = ...,
         total: _builtins.int = ...,
         shares: _abc.Iterable[Global___EscrowShare] | None = ...,
+        moved_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limit", b"limit", "shares", b"shares", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limit", b"limit", "moved_ms", b"moved_ms", "shares", b"shares", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1621,10 +1630,16 @@ class ShareRecord(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     ESCROW_REVISION_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     budget: _builtins.str
     region: _builtins.str
     amount: _builtins.int
     escrow_revision: _builtins.int
+    used: _builtins.int
+    wanted: _builtins.int
+    total: _builtins.int
     def __init__(
         self,
         *,
@@ -1632,10 +1647,13 @@ class ShareRecord(_message.Message):
         region: _builtins.str = ...,
         amount: _builtins.int = ...,
         escrow_revision: _builtins.int = ...,
+        used: _builtins.int = ...,
+        wanted: _builtins.int = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "budget", b"budget", "escrow_revision", b"escrow_revision", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "budget", b"budget", "escrow_revision", b"escrow_revision", "region", b"region", "total", b"total", "used", b"used", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

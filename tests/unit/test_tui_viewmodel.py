@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gridkeeper.client import Alive, Gone, Partial, Put, Synced
 from gridkeeper.ids import RegionId
+from gridkeeper.kinds import BY_NUMBER
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1 import records_pb2 as pb
 from gridkeeper.v1.api_pb2 import Object
@@ -314,8 +315,7 @@ def test_commands_and_their_short_forms() -> None:
 def test_an_object_that_is_all_missing_fields_is_shown(kind: int) -> None:
     """A server that knows less, or a record that did not decode, must not take the screen down."""
     views = {d.name: d for d in Object.DESCRIPTOR.oneofs_by_name["view"].fields}
-    view = {1: "region_view", 2: "node", 3: "device", 4: "incident", 5: "drain", 6: "job", 7: "migration",
-            8: "checkpoint", 9: "sla", 10: "event", 11: "audit", 12: "finding"}[kind]  # fmt: skip
+    view = BY_NUMBER[kind].view
     empty = Object(kind=kind, name="bare", region="east")  # type: ignore[arg-type]
     getattr(empty, view).SetInParent()
     viewless = Object(kind=kind, name="none")  # type: ignore[arg-type]
