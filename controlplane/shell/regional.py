@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from controlplane.domain.escrow import decide_promise, decide_share
 from controlplane.domain.region import STAGES, disjoint
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
@@ -105,7 +106,11 @@ class RegionalLeader:
         reserve = decide_reservations(state, world, self._settings, now)
         wrote |= await apply_all(reserve, self._local_applier, self._actor, self._fence)
         state, world = region_state(self._region, self._local), global_state(self._world)
-        decisions = list(decide_requests(state, world, self._settings, now))
+        spend = decide_share(state, world, self._settings, now)
+        wrote |= await apply_all(spend, self._local_applier, self._actor, self._fence)
+        state, world = region_state(self._region, self._local), global_state(self._world)
+        decisions = list(decide_promise(state, world, self._settings, now))
+        decisions += decide_requests(state, world, self._settings, now)
         decisions += decide_offers(state, world, self._settings, now)
         capacity = published_region(state, world, self._settings, now, self._replica)
         if capacity:

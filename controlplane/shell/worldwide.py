@@ -1,9 +1,10 @@
-"""What the global leader does: jobs' lives, migrations, ownership and the jobs' ledger."""
+"""What the global leader does: jobs' lives, migrations, ownership, the division of budgets, the jobs' ledger."""
 
 from __future__ import annotations
 
 import logging
 
+from controlplane.domain.escrow import decide_escrow
 from controlplane.domain.sla import decide_job_ledger
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
@@ -42,7 +43,7 @@ class GlobalLeader:
         if not self._world.fresh:
             return False
         wrote = False
-        for decide in (decide_jobs, decide_migrations, decide_job_ledger):
+        for decide in (decide_jobs, decide_migrations, decide_escrow, decide_job_ledger):
             decisions = decide(global_state(self._world), self._settings, self._time.now())
             wrote |= await apply_all(decisions, self._applier, self._actor, self._fence)
         return wrote

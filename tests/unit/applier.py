@@ -37,9 +37,10 @@ _FIELDS = {"drain-requests": "drain_requests"}
 class RegionStore:
     """``mono`` and ``ledger`` stand still unless ``wait`` moves them. ``steady``: since when the leader keeps time."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, region: RegionId = EAST) -> None:
         self.settings = settings or Settings()
-        self.keys = RegionKeys(EAST)
+        self.region = region
+        self.keys = RegionKeys(region)
         self.items: dict[str, Versioned[Any]] = {}
         self.suspect: set[str] = set()
         self.revision = 100
@@ -105,7 +106,7 @@ class RegionStore:
         kinds.pop("entries", None)
         kinds.pop("audit", None)
         return RegionState(
-            EAST, Revision(self.revision), detector=detector, suspect_keys=frozenset(self.suspect), **kinds
+            self.region, Revision(self.revision), detector=detector, suspect_keys=frozenset(self.suspect), **kinds
         )
 
     # -- time and the leader --
@@ -154,7 +155,7 @@ class RegionStore:
         ]
 
     def replica(self, name: str, present: bool = True) -> None:
-        record = ReplicaRecord(ReplicaId(name), EAST, "a:1", "a:2", "0", self.ledger)
+        record = ReplicaRecord(ReplicaId(name), self.region, "a:1", "a:2", "0", self.ledger)
         self.write((self.keys.replica(ReplicaId(name)), record if present else None))
 
     def node(self, name: str, gpus: int = 8, rack: str = "rack-0", vendor: str = "nvidia") -> list[DeviceId]:
@@ -162,7 +163,7 @@ class RegionStore:
         node = NodeId(name)
         devices = [DeviceId(f"{name}/gpu{slot}") for slot in range(gpus)]
         pairs: list[tuple[str, Any]] = [(self.keys.device(d), self.device(d, rack, vendor)) for d in devices]
-        record = NodeRecord(node, EAST, rack, (), "boot", "0", ("nvml",), tuple(devices), self.ledger)
+        record = NodeRecord(node, self.region, rack, (), "boot", "0", ("nvml",), tuple(devices), self.ledger)
         pairs.append((self.keys.node(node), record))
         self.write(*pairs)
         self.session(name, True)
@@ -172,7 +173,7 @@ class RegionStore:
         node, _, slot = device.partition("/")
         return DeviceRecord(
             device, NodeId(node), slot, uuid or f"GPU-{node}-{slot}", vendor, "H100", "hopper", "0000:91:00.0", "1",
-            81_559, "570", rack, EAST, True,
+            81_559, "570", rack, self.region, True,
         )  # fmt: skip
 
     def session(
