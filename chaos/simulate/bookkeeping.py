@@ -1,32 +1,27 @@
-"""Invariants of what is written: acknowledgements, leaders' writes, budgets, drains and the uptime ledger. Pure."""
+"""Invariants of what is written: acknowledgements, leaders' writes, drains' evidence, the uptime ledger. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field, replace
-from fractions import Fraction
+from dataclasses import astuple, replace
 
 from chaos.simulate.history import GLOBAL_STORE, Acked, Commit, Injected
 from chaos.simulate.replay import Changed, Moment
 from chaos.simulate.violation import Violation
 from gridkeeper.ids import DeviceId, NodeId, RegionId, SpoolId, node_of
 from gridkeeper.keys import KEYS, RegionKeys, event_id
-from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.records.books import AccountRecord, EntryRecord
-from gridkeeper.records.faults import BudgetRecord, DrainRecord, DrainState, FindingRecord, HoldKind
-from gridkeeper.records.fleet import DeviceRecord, HealthRecord, HealthState
+from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord
 from gridkeeper.records.jobs import OwnershipRecord
 from gridkeeper.snapshot import Settings
 
-OUT = frozenset(
-    {HealthState.DRAINING, HealthState.DRAINED, HealthState.REPAIRING, HealthState.PROBATION, HealthState.RETIRED}
-)
 REGION_LEADER = frozenset(
-    {"liveness", "health", "incidents", "drains", "budgets", "detector", "reservations", "accounts", "entries"}
+    {"liveness", "health", "incidents", "drains", "budgets", "breakers", "shares", "detector", "reservations"}
+    | {"accounts", "entries"}
 )
 """Region store: what only its leader writes, unless a human asked (the audit entry beside it then names them)."""
-GLOBAL_LEADER = frozenset({"ownership", "accounts", "entries"})
-GRANTED = frozenset({"jobs", "migrations", "offers"})
+GLOBAL_LEADER = frozenset({"ownership", "accounts", "entries", "escrow"})
+GRANTED = frozenset({"jobs", "migrations", "offers", "share-acks"})
 """Global store: what its leader writes, or a region's leader under its grant, or a human."""
 MACHINE = "machine"
 DAEMON = "machine/"
@@ -96,92 +91,6 @@ def _withdraws(change: Changed) -> bool:
 
 def _by_hand(moment: Moment) -> bool:
     return any(c.kind == "audit" and c.new is not None and not c.new.actor.startswith(DAEMON) for c in moment.changes)
-
-
-@dataclass(slots=True)
-class _Fleet:
-    devices: dict[DeviceId, DeviceRecord] = field(default_factory=dict)
-    health: dict[DeviceId, HealthState] = field(default_factory=dict)
-    budgets: dict[str, BudgetRecord] = field(default_factory=dict)
-
-    def covered(self, name: str) -> frozenset[DeviceId]:
-        return frozenset(d.id for d in self.devices.values() if name in covering(d))
-
-    def out(self, name: str, kind: HoldKind | None) -> frozenset[DeviceId]:
-        """Devices out of service in a budget, all of them or those that drains took out."""
-        holds = self.budgets[name].holds if name in self.budgets else ()
-        held = {hold.device for hold in holds if kind is None or hold.kind is kind}
-        return frozenset(held | {d for d in self.covered(name) if self.health.get(d) in OUT})
-
-
-def covering(device: DeviceRecord) -> dict[str, str]:
-    """Names of the budgets that cover a device -> kind of their policy."""
-    vendor = {f"vendor-{device.vendor.lower()}": "vendor"}
-    return vendor if device.vendor == "host" else {"region": "region", f"rack-{device.rack.lower()}": "rack", **vendor}
-
-
-def never_too_much(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
-    """At the revision at which a drain takes a place in a budget, no more devices are out than it allows of the durable
-    inventory (those that humans cordoned count too, unless the drained one was cordoned itself); whatever goes out of
-    service by a drain is held in each budget that covers it."""
-    fleets: dict[str, _Fleet] = {}
-    policies = {policy.kind: policy for policy in settings.policy.budgets}
-    for moment in moments:
-        commit = moment.entry
-        if not isinstance(commit, Commit) or commit.store == GLOBAL_STORE:
-            continue
-        fleet = fleets.setdefault(commit.store, _Fleet())
-        budgets = [change for change in moment.changes if change.kind == "budgets"]
-        before = {change.name: fleet.out(change.name, None) for change in budgets}
-        for change in moment.changes:
-            if change.kind == "devices" and change.new is not None:
-                fleet.devices[change.new.id] = change.new
-            elif change.kind == "health" and change.new is not None:
-                fleet.health[change.new.device] = change.new.state
-            elif change.kind == "budgets":
-                _keep(fleet.budgets, change)
-        for change in budgets:
-            yield from _room(commit.at_ms, fleet, change, before[change.name], policies)
-        for change in moment.changes:
-            if change.kind == "health" and change.new is not None and change.new.state is HealthState.DRAINING:
-                yield from _held(commit.at_ms, fleet, change.new, policies)
-
-
-def _keep(budgets: dict[str, BudgetRecord], change: Changed) -> None:
-    if change.new is None:
-        budgets.pop(change.name, None)
-    else:
-        budgets[change.name] = change.new
-
-
-def _room(
-    at_ms: int, fleet: _Fleet, change: Changed, before: frozenset[DeviceId], policies: dict[str, BudgetPolicy]
-) -> Iterator[Violation]:
-    if change.new is None:
-        return
-    known = {hold.device for hold in change.old.holds if hold.kind is HoldKind.DRAIN} if change.old else set()
-    fresh = sorted(h.device for h in change.new.holds if h.kind is HoldKind.DRAIN and h.device not in known)
-    policy = policies.get(change.name.partition("-")[0])
-    total = len(fleet.covered(change.name))
-    limit = max(policy.minimum, int(Fraction(str(policy.fraction)) * total)) if policy and total else 0
-    drained, used = fleet.out(change.name, HoldKind.DRAIN), fleet.out(change.name, None)
-    cordoned = all(device in before for device in fresh)
-    if fresh and (len(drained) > limit or (len(used) > limit and not cordoned)):
-        yield Violation(
-            at_ms,
-            "never too much",
-            f"{', '.join(fresh)} drained with {len(used)} out ({len(drained)} by drains) of {total} in budget "
-            f"{change.name}, which allows {limit}",
-        )
-
-
-def _held(at_ms: int, fleet: _Fleet, health: HealthRecord, policies: dict[str, BudgetPolicy]) -> Iterator[Violation]:
-    device = fleet.devices.get(health.device)
-    names = [name for name, kind in covering(device).items() if kind in policies] if device else ["any"]
-    for name in names:
-        holds = fleet.budgets[name].holds if name in fleet.budgets else ()
-        if not any(hold.device == health.device and hold.kind is HoldKind.DRAIN for hold in holds):
-            yield Violation(at_ms, "never too much", f"{health.device} is draining without a place in budget {name}")
 
 
 def drains_cite_evidence(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:

@@ -1,7 +1,8 @@
 """The safety rules of the architecture as checkers. Pure: a history in, violations out.
 
 This module: who may run a job (rule 1) and which checkpoint is the newest (rule 2). ``chaos.simulate.bookkeeping``:
-acknowledgements, leaders, budgets, drains and the ledger (rules 3 to 7). ``check`` runs all of them.
+acknowledgements, leaders, drains' evidence and the ledger (rules 3 to 6). ``chaos.simulate.limits``: budgets, escrow
+and breakers (rule 7). ``check`` runs all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from chaos.simulate import bookkeeping
+from chaos.simulate import bookkeeping, limits
 from chaos.simulate.history import GLOBAL_STORE, Commit, Entry, Gone, Renewed, Started, Stepped, Stored
 from chaos.simulate.replay import Changed, Moment, replay
 from chaos.simulate.violation import Violation
@@ -223,7 +224,9 @@ ALL: tuple[Checker, ...] = (
     heads,
     bookkeeping.acknowledged_once,
     bookkeeping.leaders_guarded,
-    bookkeeping.never_too_much,
+    limits.never_too_much,
+    limits.escrowed,
+    limits.breakers_hold,
     bookkeeping.drains_cite_evidence,
     bookkeeping.ledger_balances,
 )
