@@ -11,6 +11,7 @@ from chaos.simulate.executor import SimJob, loss_of, state_after
 from chaos.simulate.gray import STORIES as GRAY
 from chaos.simulate.grid import NotSeen, Shape, SimGrid
 from chaos.simulate.history import GLOBAL_STORE, Gone, Started, Stepped
+from chaos.simulate.limits_story import SHARED_BUDGET
 from chaos.simulate.play import Claim, Outcome, Story, play
 from chaos.simulate.storm import STORM
 from gridkeeper.ids import DeviceId, JobId, NodeId
@@ -156,6 +157,7 @@ STORIES: dict[str, Story] = {
         Story("view-lost", "a replica loses the global store", view_lost, SHAPE),
         STORM,
         *GRAY,
+        SHARED_BUDGET,
     )
 }
 

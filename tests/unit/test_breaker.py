@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from controlplane.domain.breaker import FAULT_CLASS, reset, threshold
+from controlplane.domain.cordon import uncordon
 from controlplane.domain.region import decide_region
 from controlplane.rpc import intents
 from controlplane.rpc.intents import Wish
@@ -256,6 +257,47 @@ def test_evidence_older_than_policy_allows_is_not_acted_on_and_its_refused_drain
     store.run(30 * MINUTE, step=10 * MINUTE)
     assert drains(store)["n1/gpu1"].state is DrainState.CANCELLED
     assert "is older than 60 min and was not seen again" in drains(store)["n1/gpu1"].reason
+
+
+# -- one device that keeps failing ------------------------------------------------------------------------------------
+
+
+def relapse(store: RegionStore, device: str) -> None:
+    store.xid(device, 48)
+    store.settle()
+    store.commit(store.event(device.partition("/")[0], kind=EventKind.BOOT))
+    store.run(2 * MINUTE, step=10_000)
+
+
+def test_a_device_that_keeps_failing_waits_for_a_human() -> None:
+    """Protects: no oscillation faster than ``flaps`` per ``flap_ms``; only a human brings it back."""
+    store = fleet(drain=DrainPolicy(flaps=3, flap_ms=60 * MINUTE))
+    for _ in range(2):
+        relapse(store, "n1/gpu0")
+        assert store.health("n1/gpu0").state is HealthState.HEALTHY
+    relapse(store, "n1/gpu0")
+    assert store.health("n1/gpu0").state is HealthState.DRAINED
+    assert "drained 3 times within 60 min" in store.health("n1/gpu0").reason
+    store.run(120 * MINUTE, step=10 * MINUTE)
+    assert store.health("n1/gpu0").state is HealthState.DRAINED
+    decision = uncordon(store.state(), store.settings, "n1/gpu0", "ada", "reseated", store.now)
+    assert decision is not None and store.apply(decision)
+    store.run(2 * MINUTE, step=10_000)
+    assert store.health("n1/gpu0").state is HealthState.HEALTHY
+
+
+def test_drains_further_apart_than_the_damping_remembers_and_those_of_another_card_do_not_count() -> None:
+    """Protects: damping forgets after ``flap_ms``, and with the card."""
+    store = fleet(drain=DrainPolicy(flaps=2, flap_ms=60 * MINUTE))
+    for _ in range(3):
+        relapse(store, "n1/gpu0")
+        assert store.health("n1/gpu0").state is HealthState.HEALTHY
+        store.run(60 * MINUTE, step=10 * MINUTE)
+    relapse(store, "n1/gpu0")
+    store.write((store.keys.device(DeviceId("n1/gpu0")), store.device(DeviceId("n1/gpu0"), uuid="GPU-new")))
+    store.run(2 * MINUTE, step=10_000)
+    relapse(store, "n1/gpu0")
+    assert store.health("n1/gpu0").state is HealthState.HEALTHY
 
 
 # -- people -----------------------------------------------------------------------------------------------------------

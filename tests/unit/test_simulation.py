@@ -15,7 +15,11 @@ from chaos.simulate.history import Acked, Commit, Gone, Injected, Renewed, Start
 from chaos.simulate.play import Outcome
 from chaos.simulate.stories import STORIES, run
 
-SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {"view-lost": range(1, 4), "storm": range(1, 6)}
+SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {
+    "view-lost": range(1, 4),
+    "storm": range(1, 6),
+    "shared-budget": range(1, 4),
+}
 ROOT = Path(__file__).parents[2]
 DIGESTS = """
 from chaos.simulate.stories import STORIES, run
