@@ -243,8 +243,8 @@ def _take(digest: _Digest, event: EventRecord, recent: dict[DeviceId, list[Event
         return True  # taken by an earlier decision that was full before it reached the end of the batch
     digest.repeats += 1
     seen_ms = max(same.observed_ms, same.last_ms, finding.observed_ms)
-    evidence, count = merged(same.evidence, finding.evidence), same.count + event.count
-    digest.put(replace(same, evidence=evidence, count=count, last_ms=seen_ms))
+    evidence, sightings = merged(same.evidence, finding.evidence), same.count + event.count
+    digest.put(replace(same, evidence=evidence, count=sightings, last_ms=seen_ms))
     _count(digest, same, event)
     return True
 
