@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from controlplane.domain import hang, peers
+from controlplane.domain import hang, pace, peers
 from controlplane.domain.fleet import FleetTable
 from controlplane.domain.words import made_id
 from controlplane.shell.apply import Applier, Conflict
@@ -132,6 +132,7 @@ class PeerShell:
                     await self._clock.sleep(0)  # renewals are answered in between
                 if self._world.fresh:
                     self._hanging(now)
+                    self._pacing()
                 await self._writer.write()
             elif self._clear_all():
                 await self._writer.write()
@@ -161,7 +162,7 @@ class PeerShell:
 
     def _convicted(self) -> Iterator[tuple[DeviceId, str]]:
         for held in self._writer.standing().values():
-            if held.record.fault_class == SLOW_CLASS and held.record.active:
+            if held.record.fault_class == SLOW_CLASS and held.record.active and held.record.device:
                 yield held.record.device, held.record.rule
 
     def _slow(self, verdict: peers.Verdict) -> None:
@@ -193,6 +194,53 @@ class PeerShell:
                 confidence=Confidence.MEDIUM,
                 shadow=Mode.SHADOW in (policy.mode, policy.peers.mode),
             )
+        )
+
+    # -- slow nodes
+
+    def _pacing(self) -> None:
+        """The runs on the nodes whose streams are held here, each against the job's runs elsewhere."""
+        owners = [held.record for held in self._world.kind("ownership").values() if held.record.node in self._streams]
+        paces = pace.by_job(self._world.kind("runs"), (owner.job for owner in owners))
+        kept: set[FindingId] = set()
+        for owner in owners:
+            mine = next((p for p in paces.get(owner.job, ()) if p.epoch == owner.epoch), None)
+            if mine is not None and mine.over:
+                continue
+            found = pace.compare_pace(mine, paces[owner.job], self._settings().policy.peers) if mine else None
+            name = FindingId(made_id(owner.node, pace.RULE, owner.job))
+            if mine is not None and found is not None and found[0]:
+                self._writer.raise_(self._slow_node(name, mine, found[1]))
+                kept.add(name)
+            elif found is None and owner.devices:
+                kept.add(name)  # it cannot be said yet
+        for key, held in self._writer.standing().items():
+            record = held.record
+            if record.rule == pace.RULE and record.active and record.node in self._streams and key not in kept:
+                self._writer.clear(FindingId(key))
+
+    def _slow_node(self, name: FindingId, mine: pace.Pace, found: peers.Comparison) -> FindingRecord:
+        policy = self._settings().policy
+        return FindingRecord(
+            id=name,
+            region=self._region,
+            node=mine.node,
+            device=DeviceId(""),
+            scope=Scope.NODE,
+            fault_class=SLOW_CLASS,
+            code=pace.RULE,
+            severity=policy.peers.severity,
+            action=policy.peers.action,
+            sentence=pace.sentence(mine, found),
+            evidence=(f"step_ms={mine.step_ms:.4g}", f"median={found.median:.4g}", f"mad={found.mad:.4g}"),
+            observed_ms=self._clock.wall_ms(),
+            rule=pace.RULE,
+            rule_version=VERSION,
+            active=True,
+            trace="",
+            source="comparison with the job's other nodes",
+            confidence=Confidence.MEDIUM,
+            shadow=Mode.SHADOW in (policy.mode, policy.peers.mode),
         )
 
     # -- hung jobs
