@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gridkeeper.ports.devices import Sighting
 from nodeagent.kernel.line import MAX_LINE, LogLine, read_line
 from nodeagent.kernel.parse import Parser
+from nodeagent.kernel.speed import NOISE
 
 DATA = Path(__file__).parents[1] / "data" / "kernel"
 NOW_MS = 1 << 50
@@ -53,6 +54,18 @@ def test_all_in_one_stream_each_line_still_says_the_same() -> None:
     parser = Parser()
     for where, expected, line in LINES:
         assert _told(parser.see(read_line(line), NOW_MS)) == expected, where
+
+
+def test_a_flood_of_noise_and_bytes_that_are_no_text_hides_nothing() -> None:
+    parser = Parser()
+    told = []
+    for number, (_, _, line) in enumerate(LINES):
+        noise = [read_line(f"6,{number},{number},-;{text}\n") for text in NOISE]
+        noise += [read_line(b"\xff\xfe\x00" * 50 + line[:20].encode()), read_line(b"6,1,1,-;\xc3\x28 NVRM: Xid (")]
+        for _ in range(10):
+            assert all(parser.see(other, NOW_MS) is None for other in noise)
+        told.append(_told(parser.see(read_line(line), NOW_MS)))
+    assert told == [expected for _, expected, _ in LINES]
 
 
 def test_lines_that_are_cut_off_report_nothing_else() -> None:
