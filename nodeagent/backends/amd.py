@@ -121,7 +121,8 @@ class AmdVendor:
         self._source = source
         self.period_ms = source.period_ms
         self._limits: dict[str, _Limits] = {}
-        self._listed_ms: int | None = None
+        self._listed_ms: dict[str, int] = {}  # list -> when it was read last, boot-time clock
+        self._pids: dict[str, tuple[int, ...]] = {}
         self._without: set[str] = set()  # lists that this machine does not give
 
     def cards(self) -> tuple[Card, ...]:
@@ -159,26 +160,31 @@ class AmdVendor:
                 continue
             readings[key] = Reading(_values(row, self._limits.get(key)))
             _notice(row, slots[key], seen, now_ms)
-        for key, pids in self._pids().items():
+        self._one_more(slots, seen, now_ms)
+        for key, pids in self._pids.items():
             if key in readings:
                 readings[key].pids = pids
                 if readings[key].values:
                     readings[key].values["processes"] = len(pids)
-        if self._listed_ms is None or now_ms - self._listed_ms >= LISTS_MS:
-            self._listed_ms = now_ms
-            self._list_pages(slots, seen, now_ms)
-            self._list_cper(slots, seen, now_ms)
         return readings
 
     def close(self) -> None:
         self._source.close()
 
-    def _pids(self) -> dict[str, tuple[int, ...]]:
+    def _one_more(self, slots: Mapping[str, str], seen: Conditions, now_ms: int) -> None:
+        """One more run of the tool per reading, so that a reading stays well within ``driver_timeout_ms``: a list that
+        is due, else the processes."""
+        for name, read in (("pages", self._list_pages), ("cper", self._list_cper)):
+            if name not in self._listed_ms or now_ms - self._listed_ms[name] >= LISTS_MS:
+                self._listed_ms[name] = now_ms
+                read(slots, seen, now_ms)
+                return
         try:
-            return dict(_pids_of(row) for row in self._source.processes() if number(row.get("gpu")) is not None)
+            rows = self._source.processes()
+            self._pids = dict(_pids_of(row) for row in rows if number(row.get("gpu")) is not None)
         except BackendError as error:
             self._lacks("process", error)
-            return {}
+            self._pids = {}
 
     def _list_pages(self, slots: Mapping[str, str], seen: Conditions, now_ms: int) -> None:
         try:
