@@ -90,31 +90,33 @@ def _by_number(event: EventRecord, chosen: CataloguePolicy, label: str) -> Verdi
     if opinion is None and entry is not None and (entry.says or entry.source.id != UNJUDGED):
         opinion = Opinion(entry.source, entry.says, entry.severity, entry.action)
     said = f"{label} {name} ({entry.meaning if entry else 'unknown code' if opinion is None else opinion.says}){quoted}"
-    verdict = Verdict(
+    if opinion is None:
+        severity, action, confidence = chosen.unknown_severity, chosen.unknown_action, Confidence.LOW
+        source = f"policy for unknown codes; {sources()['gridkeeper'].cited}"
+    else:
+        severity, action, source = opinion.severity, opinion.action, opinion.source.cited
+        confidence = _confidence(kind, code, opinion)
+    return Verdict(
         code=finding_code(kind, code),
         fault_class=entry.fault_class if entry else CLASS_OF_UNKNOWN.get(kind, "device"),
         scope=entry.scope if entry else Scope.DEVICE,
-        severity=chosen.unknown_severity,
-        action=chosen.unknown_action,
+        severity=severity,
+        action=action,
         meaning=said,
         rule=rule_of(kind),
         rule_version=VERSION,
-        source=f"policy for unknown codes; {sources()['gridkeeper'].cited}",
-        confidence=Confidence.LOW,
+        source=source,
+        confidence=confidence,
         job=entry.job if entry else JobEffect.UNKNOWN,
         evidence=entry.evidence if entry else Evidence.ONE,
     )
-    if opinion is None:
-        return verdict
+
+
+def _confidence(kind: EventKind, code: int, opinion: Opinion) -> Confidence:
     if opinion.source.tier == "thin":
-        confidence = Confidence.LOW
-    elif disputed(kind, code) or (kind is EventKind.XID and not opinion.says):
-        confidence = Confidence.MEDIUM
-    else:
-        confidence = Confidence.HIGH
-    return replace(
-        verdict, severity=opinion.severity, action=opinion.action, source=opinion.source.cited, confidence=confidence
-    )
+        return Confidence.LOW
+    no_action_given = kind is EventKind.XID and not opinion.says
+    return Confidence.MEDIUM if no_action_given or disputed(kind, code) else Confidence.HIGH
 
 
 def rule_of(kind: EventKind) -> str:

@@ -106,7 +106,8 @@ def place_of(message: str) -> str:
 def refine_xid(event: EventRecord, device: DeviceRecord | None, verdict: Verdict) -> Verdict:
     """The number's verdict, overruled by what the line and the card say."""
     text = event.message
-    verdict = replace(verdict, place=place_of(text))
+    if place := place_of(text):
+        verdict = replace(verdict, place=place)
     if event.code in nvlink5.CODES:
         return _nvlink5(event.code, text, verdict)
     if event.code == NVLINK4:
@@ -211,7 +212,8 @@ def _nvlink4(text: str, device: DeviceRecord | None, verdict: Verdict) -> Verdic
 def refine_sxid(event: EventRecord, verdict: Verdict) -> Verdict:
     """The line's own "Fatal" or "Non-fatal" overrules the number; a switch's fault reaches the GPU that it concerns as
     that GPU's XID 74."""
-    verdict = replace(verdict, place=place_of(event.message))
+    if place := place_of(event.message):
+        verdict = replace(verdict, place=place)
     word = _FATAL.search(event.message)
     if word is None:
         return verdict
