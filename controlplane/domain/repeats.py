@@ -124,7 +124,7 @@ def subject_of(rule: RepeatPolicy, sighting: Sighting) -> str:
     """What the rule counts this event by; "": it does not count it."""
     event = sighting.event
     match rule.per:
-        case Per.DEVICE:
+        case Per.DEVICE | Per.DEVICE_JOBS:
             return slug(event.device)
         case Per.CODE:
             return f"{slug(event.device or event.node)}:{event.code}"
@@ -152,18 +152,20 @@ def count(counts: Counts, sighting: Sighting, rules: Iterable[RepeatPolicy]) -> 
 
 def counted(rule: RepeatPolicy, record: RepeatRecord, event: EventRecord) -> RepeatRecord:
     """``record`` with one more event; unchanged if it has been counted, or is too old to matter."""
-    at = event.observed_ms
-    if event.id in record.events or (at, event.device) in zip(record.times_ms, record.devices, strict=True):
+    at, of = event.observed_ms, (event.job or event.id) if rule.per is Per.DEVICE_JOBS else event.device
+    if event.id in record.events or (at, of) in zip(record.times_ms, record.devices, strict=True):
         return record
-    seen = sorted((*zip(record.times_ms, record.devices, strict=True), (at, event.device)))
-    if rule.per is Per.JOB_DEVICES:
-        seen = sorted({device: (time, device) for time, device in seen}.values())  # each device by its latest
+    seen = sorted((*zip(record.times_ms, record.devices, strict=True), (at, of)))
+    if rule.per is Per.DEVICE_JOBS:
+        seen = _without_bursts(seen, rule.burst_ms)
+    if rule.per in (Per.JOB_DEVICES, Per.DEVICE_JOBS):
+        seen = sorted({name: (time, name) for time, name in seen}.values())  # each device or job by its latest
     else:
         seen = _without_bursts(seen, rule.burst_ms)
     newest = seen[-1][0]
     seen = [(time, device) for time, device in seen if newest - time <= rule.within_ms][-min(rule.count, MAX_COUNT) :]
     if rule.reboots or rule.lasting_ms:
-        seen = _spread(record, rule, at, event.device)
+        seen = _spread(record, rule, at, of)
     boots = tuple(boot for boot in record.boots_ms if newest - boot <= rule.within_ms)
     return replace(
         record,

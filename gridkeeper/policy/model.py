@@ -34,7 +34,7 @@ class Consent(enum.StrEnum):
 class Per(enum.StrEnum):
     """What a repeat rule counts by: one device, one code of one device, one place of one device (a link, a core; a text
     that names none is not counted), one node, one job (its devices together), or the number of *different* devices of
-    one job."""
+    one job, or of *different* jobs on one device (where the job is not known, each sighting counts)."""
 
     DEVICE = "device"
     CODE = "code"
@@ -42,6 +42,7 @@ class Per(enum.StrEnum):
     NODE = "node"
     JOB = "job"
     JOB_DEVICES = "job-devices"
+    DEVICE_JOBS = "device-jobs"
 
 
 @dataclass(frozen=True, slots=True)

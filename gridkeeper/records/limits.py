@@ -39,7 +39,8 @@ class BreakerRecord:
 
 @dataclass(frozen=True, slots=True)
 class RepeatRecord:
-    """repeats/<rule>:<subject>: what a repeat rule has counted, in the transaction that digested the events."""
+    """repeats/<rule>:<subject>: what a repeat rule has counted, in the transaction that digested the events.
+    ``devices``: on which device (or, for a rule that counts jobs, for which job) each of ``times_ms`` was."""
 
     rule: str
     subject: str

@@ -70,6 +70,16 @@ def test_page_faults_on_different_gpus_of_one_job_are_the_jobs() -> None:
     assert not [f for f in store.records("findings") if f.active], "quiet ends it, for the job too"
 
 
+def test_one_job_that_fails_again_and_again_on_one_gpu_convicts_neither_job_nor_gpu() -> None:
+    """Protects: a broken program that is restarted on its one GPU does not drain it; a second job's fault does."""
+    store = store_with("page-fault-across-job", "page-fault-on-one-gpu")
+    for _ in range(4):
+        see(store, 31, job="notebook")
+    assert not raised(store)
+    see(store, 31, job="train")
+    assert [f.code for f in raised(store)] == ["repeat-page-fault-on-one-gpu"]
+
+
 def test_an_engine_exception_counts_by_core() -> None:
     store = store_with("engine-exception-on-one-core")
     core = "NVRM: Xid (PCI:0000:2d:00): 13, pid=7, Graphics SM Warp Exception on (GPC {}, TPC 1, SM 0): Illegal"
