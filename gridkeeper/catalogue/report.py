@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from gridkeeper.catalogue import nvlink4, nvlink5
 from gridkeeper.catalogue.ascend import LEVELS
 from gridkeeper.catalogue.model import DISPOSITION, VERSION, Disposition, Entry, Opinion, finding_code
-from gridkeeper.catalogue.nvidia import DEVIATIONS
+from gridkeeper.catalogue.nvidia import ACTION_OF, DEVIATIONS
 from gridkeeper.catalogue.tables import FILES, conflicts, opinions, sources, table
 from gridkeeper.records.fleet import EventKind
 
@@ -212,11 +212,18 @@ def _nvlink4() -> str:
 
 
 def _deviations() -> str:
+    meanings = ((f"`{says}`" if says else "(none given)", action.value) for says, action in ACTION_OF.items())
     rows = (
         (str(code), table(EventKind.XID)[code].says, action.value, reason)
         for code, (action, reason) in DEVIATIONS.items()
     )
-    return "### Where we differ from NVIDIA, and why\n\n" + _grid(("XID", "NVIDIA", "here", "why"), rows) + "\n"
+    return (
+        "### What NVIDIA's actions come to here\n\n"
+        + _grid(("NVIDIA", "here"), meanings)
+        + "\n### Where we differ from NVIDIA, and why\n\n"
+        + _grid(("XID", "NVIDIA", "here", "why"), rows)
+        + "\nNVIDIA's investigatory action of a lone XID 45, a restart of the fabric manager, is left to a human.\n\n"
+    )
 
 
 def conflict_report() -> str:
