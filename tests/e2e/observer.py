@@ -25,6 +25,8 @@ KINDS = (
     api_pb2.KIND_MIGRATION,
     api_pb2.KIND_EVENT,
     api_pb2.KIND_FINDING,
+    api_pb2.KIND_REPAIR,
+    api_pb2.KIND_MAINTENANCE,
 )
 
 
@@ -133,6 +135,10 @@ class Observer:
 
     def drains(self, device: str = "") -> list[records_pb2.DrainRecord]:
         return [o.drain for o in self.of(api_pb2.KIND_DRAIN) if not device or o.drain.device == device]
+
+    def repairs(self, device: str, kind: int) -> list[records_pb2.RepairRecord]:
+        found = [o.repair for o in self.of(api_pb2.KIND_REPAIR)]
+        return [r for r in found if r.device == device and r.kind == kind]
 
     def migrations(self, job: str, kind: int | None = None) -> list[records_pb2.MigrationRecord]:
         found = [o.migration for o in self.of(api_pb2.KIND_MIGRATION) if o.migration.job == job]

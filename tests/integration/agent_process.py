@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 
-from gridkeeper.config import AgentConfig, TlsFiles
+from gridkeeper.config import AgentConfig, RepairCommands, TlsFiles
 from nodeagent.main import run_agent
 
 
@@ -16,6 +16,9 @@ def main() -> int:
     values = json.loads(sys.argv[1])
     for name in ("servers", "backends"):
         values[name] = tuple(values[name])
+    if "repair_commands" in values:
+        lines = {name: tuple(words) for name, words in values["repair_commands"].items()}
+        values["repair_commands"] = RepairCommands(**lines)
     values["tls"] = TlsFiles(**values["tls"])
     return asyncio.run(run_agent(AgentConfig(**values)))
 

@@ -111,7 +111,12 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
             await context.write(ControlFrame(checkpoint_ack=done))
 
     async def command(
-        self, number: int, run: bool = True, resume: tuple[int, str] = (-1, ""), request: int = 0
+        self,
+        number: int,
+        run: bool = True,
+        resume: tuple[int, str] = (-1, ""),
+        request: int = 0,
+        slots: tuple[str, ...] = ("gpu0",),
     ) -> None:
         assert self.context is not None
         spec = records_pb2.JobSpec(
@@ -128,7 +133,7 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
             epoch=epoch_message(Epoch(1, number)),
             desired=records_pb2.DESIRED_RUN if run else records_pb2.DESIRED_STOP,
             spec=spec,
-            slots=["gpu0"],
+            slots=slots,
             resume_step=resume[0],
             resume_digest=resume[1],
             checkpoint_request=request,
@@ -139,10 +144,10 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
 class Host:
     """A state directory, a server, and the agent processes that a test starts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, control: Control | None = None) -> None:
         self.directory = directory
         self.state = directory / "state"
-        self.control = Control()
+        self.control = control or Control()
         self.agents: list[asyncio.subprocess.Process] = []
         clock = SystemClock()
         authority = CertificateAuthority.create(directory / "ca", "test.local", clock)
@@ -199,6 +204,19 @@ class Host:
         assert found is not None
         return found
 
+    async def close(self) -> None:
+        for agent in self.agents:
+            if agent.returncode is None:
+                agent.send_signal(signal.SIGCONT)
+                agent.kill()
+            await agent.communicate()
+        lock = self.state / "guardian.lock"
+        if lock.exists() and (pid := int(lock.read_text().strip() or "0")):
+            command = Path(f"/proc/{pid}/cmdline")
+            if command.exists() and str(self.state).encode() in command.read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        await self.server.stop(None)
+
     def job_pid(self) -> int:
         """The trainer's process, found by its session's command line below the state directory's guardian."""
         for entry in Path("/proc").iterdir():
@@ -217,17 +235,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
     host = Host(tmp_path)
     await host.server.start()
     yield host
-    for agent in host.agents:
-        if agent.returncode is None:
-            agent.send_signal(signal.SIGCONT)
-            agent.kill()
-        await agent.communicate()
-    lock = host.state / "guardian.lock"
-    if lock.exists() and (pid := int(lock.read_text().strip() or "0")):
-        command = Path(f"/proc/{pid}/cmdline")
-        if command.exists() and str(host.state).encode() in command.read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    await host.server.stop(None)
+    await host.close()
 
 
 async def test_an_agent_killed_and_restarted_adopts_its_job(host: Host) -> None:

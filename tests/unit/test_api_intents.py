@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from controlplane.domain.health import OUT
-from controlplane.rpc import drain_intents, intents
+from controlplane.rpc import care_intents, drain_intents, intents
 from controlplane.rpc.drain_intents import Manner
 from controlplane.rpc.intents import Plan, Wish
 from controlplane.rpc.refusal import Refusal, near
@@ -19,6 +19,7 @@ from gridkeeper.policy.model import DrainPolicy
 from gridkeeper.records.faults import DrainMode, IncidentState
 from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import JobState
+from gridkeeper.snapshot import Settings
 from gridkeeper.v1 import api_pb2
 from tests.fixtures import records
 from tests.fixtures.filled import fleet
@@ -114,3 +115,53 @@ def test_a_manner_of_draining_that_makes_no_sense_is_refused_by_field(fields: di
         drain_intents.checked_manner(api_pb2.DrainRequest(target="n1", **fields), DrainPolicy())  # type: ignore[arg-type]
     plain = drain_intents.checked_manner(api_pb2.DrainRequest(), DrainPolicy(mode="deadline", wait_ms=7))
     assert plain == Manner(DrainMode.DEADLINE, 7)
+
+
+def _maintenance(**changes: object) -> api_pb2.MaintenanceRequest:
+    values: dict[str, object] = {
+        "target": "east-1", "from_ms": records.T0 + 60_000, "until_ms": records.T0 + 120_000, "lead_ms": 30_000
+    }  # fmt: skip
+    return api_pb2.MaintenanceRequest(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "east-9"}, "node 'east-9' is not"),
+        ({"lead_ms": -1}, "lead_ms: -1"),
+        ({"from_ms": records.T0 + 400 * 86_400_000}, "within the next year"),
+        ({"until_ms": records.T0 + 91 * 86_400_000 + 60_000}, "at most"),
+        ({"from_ms": records.T0}, "announced before it begins"),
+        ({"until_ms": records.T0 + 60_000}, "not after its begin"),
+        ({"id": "nothing"}, "maintenance 'nothing' is not"),
+    ],
+)
+def test_a_window_that_makes_no_sense_is_refused_by_field(changes: dict[str, object], message: str) -> None:
+    grid = _fleet()
+    with pytest.raises(Refusal, match=message):
+        care_intents.plan_maintenance(_maintenance(**changes), WISH, grid.region(), grid.now())
+
+
+def test_saying_the_same_of_a_window_again_changes_nothing() -> None:
+    grid = _fleet()
+    plan = care_intents.plan_maintenance(_maintenance(), WISH, grid.region(), grid.now())
+    assert plan.decision is not None and plan.objects[1] == "node/east-1"
+    grid.local.apply(plan.decision)
+    assert care_intents.plan_maintenance(_maintenance(), WISH, grid.region(), grid.now()).decision is None
+    name = plan.objects[0].removeprefix("maintenance/")
+    moved = _maintenance(id=name, until_ms=records.T0 + 180_000)
+    extended = care_intents.plan_maintenance(moved, WISH, grid.region(), grid.now())
+    assert extended.decision is not None
+    grid.local.apply(extended.decision)
+    assert care_intents.plan_maintenance(moved, WISH, grid.region(), grid.now()).decision is None
+    off = care_intents.cancel_maintenance(name, WISH, grid.region(), Settings(), grid.now())
+    assert off.decision is not None
+    grid.local.apply(off.decision)
+    again = care_intents.cancel_maintenance(name, WISH, grid.region(), Settings(), grid.now())
+    assert again.decision is None and "cancelled already" in again.sentence
+
+
+def test_a_repair_that_is_not_there_cannot_be_decided_on() -> None:
+    grid = _fleet()
+    with pytest.raises(Refusal, match="repair 'r9' is not"):
+        care_intents.decide_repair("r9", True, WISH, grid.region(), grid.now())

@@ -17,7 +17,7 @@ from gridkeeper.cli.main import COMMANDS, cli, run
 from gridkeeper.cli.output import WatchPrinter
 from gridkeeper.cli.session import find_config
 from gridkeeper.cli.table import one_line, plain_lines, print_table
-from gridkeeper.cli.text import age, moment, parse_span, size, span
+from gridkeeper.cli.text import age, moment, parse_moment, parse_span, size, span
 from gridkeeper.client.changes import Alive, Gone, Partial, Put, Synced
 from gridkeeper.client.errors import ClientError
 from gridkeeper.ids import NodeId, RegionId
@@ -141,3 +141,22 @@ def test_every_command_exists_and_has_help(command: str, capsys: pytest.CaptureF
     assert run([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith("Usage: gridkeeper " + command)
     assert cli.get_command(None, command) is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("+2h", 7_200_000),
+        ("1970-01-01T00:00:05Z", 5_000),
+        ("1970-01-01 00:00", 0),
+        ("1970-01-01T02:00+02:00", 0),
+    ],
+)
+def test_a_moment_is_utc_unless_it_says_otherwise_or_counts_from_now(text: str, ms: int) -> None:
+    assert parse_moment(text, 0) == ms
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "", "+x", "2026-13-01T00:00"])
+def test_what_is_no_moment_is_refused_with_a_remedy(text: str) -> None:
+    with pytest.raises(ValueError, match="write for example"):
+        parse_moment(text, 0)

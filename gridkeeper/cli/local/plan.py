@@ -11,6 +11,7 @@ from gridkeeper.config import (
     ControlPlaneConfig,
     RegionEndpoints,
     RegionPath,
+    RepairCommands,
     StoreConfig,
     TlsFiles,
 )
@@ -38,6 +39,7 @@ class GridOptions:
     seed: int = 1
     timings: Timings = SHORT
     policy: Policy = field(default_factory=Policy)
+    repair_commands: RepairCommands = field(default_factory=RepairCommands)
     metrics: bool = False
     otlp_endpoint: str = ""
     binary: str = ""
@@ -178,6 +180,7 @@ def agent_config(
         kernel_log=str(places.kernel_log(plan.name)),
         metrics_listen=f"127.0.0.1:{metrics_port}" if metrics_port else "",
         otlp_endpoint=options.otlp_endpoint,
+        repair_commands=options.repair_commands,
     )
 
 
