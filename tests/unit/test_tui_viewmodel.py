@@ -348,3 +348,33 @@ def test_hostile_names_stay_text_of_one_line(name: str) -> None:
         assert width(fit(spans, 40)) == 40
     if name.startswith("[red]"):
         assert name in text_of(jobs.table(state, NOW))
+
+
+def test_a_node_shows_its_maintenance_and_repairs_and_a_drain_its_cost() -> None:
+    window = pb.MaintenanceRecord(
+        id="w1", target="b2-n1", state=pb.MAINTENANCE_STATE_PLANNED, from_ms=sample.NOW_MS, until_ms=sample.NOW_MS + 1,
+        announced_ms=sample.NOW_MS, reason="new firmware",
+    )  # fmt: skip
+    repair = pb.RepairRecord(
+        id="r1", node="b2-n1", device="b2-n1/gpu5", state=pb.REPAIR_STATE_LOST, kind=pb.REPAIR_KIND_RESET_DEVICE,
+        proposed_ms=sample.NOW_MS, reason="XID 48", result="nobody knows",
+    )  # fmt: skip
+    state = told(
+        Object(kind=api_pb2.KIND_MAINTENANCE, name="w1", region="east", maintenance=window),
+        Object(kind=api_pb2.KIND_REPAIR, name="r1", region="east", repair=repair),
+    )
+    for subject in ("b2-n1", "b2-n1/gpu5"):
+        shown = "\n".join(plain(line) for line in describe.timeline(state, subject, sample.NOW_MS))
+        assert "maintenance planned" in shown and "new firmware" in shown
+        assert "repair (reset device) lost" in shown and "nobody knows" in shown
+    other = "\n".join(plain(line) for line in describe.timeline(state, "b2-n2/gpu0", sample.NOW_MS))
+    assert "maintenance" not in other and "repair" not in other
+    hit = pb.JobCost(job="train", devices=8, step=9, checkpoint_step=4, checkpoint_age_ms=90_000, target_region="west")
+    cost = pb.DrainCost(jobs=[hit], capacity_left=15, capacity_total=16)
+    drain = pb.DrainRecord(
+        id="d1", device="b2-n1/gpu5", state=pb.DRAIN_STATE_SHADOW, mode=pb.DRAIN_MODE_WAIT, cost=cost
+    )
+    held = told(Object(kind=api_pb2.KIND_DRAIN, name="d1", region="east", drain=drain))
+    page = "\n".join(plain(line) for line in describe.lines(held, Ref(api_pb2.KIND_DRAIN, "d1"), NOW))
+    assert "shadow" in page and "train  8 devices, step 9, checkpoint 4" in page and "→ west" in page
+    assert "15 of 16 devices left in service" in page

@@ -13,7 +13,7 @@ from gridkeeper.kinds import BY_NUMBER
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1 import records_pb2 as pb
 from gridkeeper.v1.api_pb2 import Object
-from tui.viewmodel import incidents, moves, sla, words
+from tui.viewmodel import care, incidents, moves, sla, words
 from tui.viewmodel.fleet import device_mark
 from tui.viewmodel.jobs import checkpoint, epoch, job_mark, last_step, redo
 from tui.viewmodel.state import DEVICE, DRAIN, EVENT, FINDING, INCIDENT, MIGRATION, Now, State, moment
@@ -159,7 +159,7 @@ def metrics(view: api_pb2.DeviceView, columns: int = 32) -> Lines:
 
 
 def timeline(state: State, subject: str, now_ms: int, most: int = 20) -> Lines:
-    """Events, findings, incidents and drains of a device or node, the newest first."""
+    """Events, findings, incidents, drains, repairs and maintenance of a device or node, the newest first."""
     entries: list[tuple[int, Spans]] = []
     for item in state.values(EVENT):
         event = item.event
@@ -184,6 +184,7 @@ def timeline(state: State, subject: str, now_ms: int, most: int = 20) -> Lines:
             mark = words.mark(words.DRAIN, item.drain.state)
             why = span(f"  {item.drain.reason}", Tone.DIM)
             entries.append((item.drain.planned_ms, (Span(f"{mark.glyph} drain {mark.word}", mark.tone), why)))
+    entries += care.entries(state, subject)
     entries.sort(key=lambda e: -e[0])
     shown: Lines = [
         (Span(f"  {clock_time(ms)} ", Tone.DIM), Span(f"{age(ms, now_ms):>4}  ", Tone.DIM), *text)
@@ -297,11 +298,14 @@ def _drain(record: pb.DrainRecord, now_ms: int) -> Lines:
         field("budgets", ", ".join(record.budgets)),
         field("jobs", ", ".join(record.jobs), Tone.BUSY),
         field("incident", record.incident),
+        field("mode", care.manner(record)),
     ]
     if live and record.deadline_ms:
         left = record.deadline_ms - now_ms
         text = f"in {duration(left)}" if left >= 0 else f"passed {duration(-left)} ago"
         out.append(field("deadline", text, Tone.WARN if left < 0 else Tone.PLAIN))
+    costs = care.cost(record)
+    out += [(), heading("cost"), *costs] if costs else []
     return [*out, (), heading("stages"), *stages(record.stages, now_ms, live)]
 
 

@@ -26,6 +26,8 @@ SLA: Final = int(api_pb2.KIND_SLA)
 EVENT: Final = int(api_pb2.KIND_EVENT)
 AUDIT: Final = int(api_pb2.KIND_AUDIT)
 FINDING: Final = int(api_pb2.KIND_FINDING)
+REPAIR: Final = int(api_pb2.KIND_REPAIR)
+MAINTENANCE: Final = int(api_pb2.KIND_MAINTENANCE)
 
 WATCHED: Final = (
     api_pb2.KIND_REGION,
@@ -38,6 +40,8 @@ WATCHED: Final = (
     api_pb2.KIND_SLA,
     api_pb2.KIND_EVENT,
     api_pb2.KIND_FINDING,
+    api_pb2.KIND_REPAIR,
+    api_pb2.KIND_MAINTENANCE,
 )
 
 STALE_MS = 4_000

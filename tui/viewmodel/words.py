@@ -86,6 +86,31 @@ DRAIN = _marks(
         "cancelled": ("–", Tone.DIM),
         "failed": ("×", Tone.BAD),
         "expired": ("!", Tone.BAD),
+        "shadow": ("·", Tone.DIM),
+    },
+)
+REPAIR = _marks(
+    pb.RepairState,
+    "REPAIR_STATE",
+    {
+        "proposed": ("?", Tone.WARN),
+        "approved": ("…", Tone.INFO),
+        "running": ("▶", Tone.INFO),
+        "done": ("✓", Tone.GOOD),
+        "failed": ("×", Tone.BAD),
+        "rejected": ("–", Tone.DIM),
+        "expired": ("–", Tone.DIM),
+        "lost": ("?", Tone.UNKNOWN),
+    },
+)
+MAINTENANCE = _marks(
+    pb.MaintenanceState,
+    "MAINTENANCE_STATE",
+    {
+        "planned": ("…", Tone.INFO),
+        "active": ("▶", Tone.WARN),
+        "ended": ("✓", Tone.DIM),
+        "cancelled": ("–", Tone.DIM),
     },
 )
 JOB = _marks(
