@@ -24,7 +24,7 @@ import contextlib
 import random
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.common import Busy, last_line, machine, quantile, running_grid, say, store_of, table, until
 from gridkeeper import codec
@@ -33,7 +33,8 @@ from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.client import GridClient
 from gridkeeper.ids import NodeId, RegionId, Revision
 from gridkeeper.keys import RegionKeys
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.document import default_policy
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.ports.store import Store
 from gridkeeper.records.faults import DrainRecord, LeaderRecord
 from gridkeeper.records.fleet import SessionRecord
@@ -142,7 +143,7 @@ async def main() -> None:
     if options.kills + options.graceful > NODES * DEVICES:
         parser.error(f"--kills + --graceful: more than {NODES * DEVICES}, each of which needs a fresh device")
     chance, timings = random.Random(options.seed), Timings()
-    policy = Policy(budgets=(BudgetPolicy("region", 1.0, 1),))
+    policy = replace(default_policy(), budgets=(BudgetPolicy("region", 1.0, 1),))
     shape = GridOptions(
         regions=(REGION,), nodes=NODES, devices=DEVICES, replicas=2, timings=timings, policy=policy, seed=options.seed
     )

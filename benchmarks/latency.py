@@ -26,7 +26,7 @@ import asyncio
 import contextlib
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.common import (
     SCRATCH,
@@ -47,7 +47,8 @@ from gridkeeper.cli.local.grid import LocalGrid
 from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.ids import RegionId, Revision
 from gridkeeper.keys import RegionKeys
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.document import default_policy
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.ports.store import Store
 from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord
 from gridkeeper.records.fleet import EventRecord
@@ -173,7 +174,7 @@ async def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     faults = max(1, min(options.faults, NODES * (DEVICES_PER_NODE - 1)))
-    policy = Policy(budgets=(BudgetPolicy("region", 1.0, 1),))
+    policy = replace(default_policy(), budgets=(BudgetPolicy("region", 1.0, 1),))
     shape = GridOptions(
         regions=(REGION,), nodes=NODES, devices=DEVICES_PER_NODE, timings=Timings(), policy=policy, seed=options.seed
     )

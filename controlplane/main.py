@@ -20,7 +20,9 @@ from failover.checkpoint.local import LocalCheckpointStore
 from gridkeeper import failpoint, tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import ControlPlaneConfig
+from gridkeeper.configfile import ConfigError
 from gridkeeper.identity.tls import TlsError, server_credentials
+from gridkeeper.policy.document import default_policy, load_policy
 from gridkeeper.ports.store import StoreError
 from gridkeeper.snapshot import Settings
 from gridkeeper.v1 import agent_pb2_grpc
@@ -36,11 +38,12 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     clock, rng = SystemClock(), SystemRng()
     which = "region_store"
     try:
+        policy = load_policy(config.policy_file) if config.policy_file else default_policy()
         credentials = server_credentials(config.tls)
         region_store = await EtcdStore.open(config.region_store, clock, rng)
         which = "global_store"
         global_store = await EtcdStore.open(config.global_store, clock, rng)
-    except TlsError as error:
+    except (TlsError, ConfigError) as error:
         log.error("replica %s cannot start: %s", config.replica, error)
         return 1
     except StoreError as error:
@@ -56,7 +59,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         checkpoints={p.region: LocalCheckpointStore(Path(p.path)) for p in config.checkpoints},
         tickets=HttpDesk(config.ticket_token_file),
     )
-    settings = Settings(config.timings, config.policy)
+    settings = Settings(config.timings, policy)
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)
     # Streams by the thousand make cyclic garbage collection long enough for grpc to cancel arrivals.
     gc.freeze()

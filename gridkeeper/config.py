@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gridkeeper.ids import NodeId, RegionId, ReplicaId
-from gridkeeper.policy.model import Policy
 from gridkeeper.records.common import Label
 from gridkeeper.timings import Timings
 
@@ -83,7 +82,7 @@ class ControlPlaneConfig:
     metrics_listen: str = ""
     trust_domain: str = "gridkeeper.local"
     timings: Timings = field(default_factory=Timings)
-    policy: Policy = field(default_factory=Policy)
+    policy_file: str = ""  # in force until a policy is applied; "": the built-in one
     ticket_token_file: str = ""  # bearer token for the desk that policy.repair.ticket_url names
     otlp_endpoint: str = ""
 

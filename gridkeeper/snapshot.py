@@ -111,6 +111,7 @@ class GlobalState:
     escrow: Mapping[str, Versioned[EscrowRecord]] = field(default_factory=dict)
     share_acks: Mapping[str, Versioned[ShareRecord]] = field(default_factory=dict)
     policy: Versioned[PolicyRecord] | None = None
+    policies: Mapping[str, Versioned[PolicyRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
 
 

@@ -24,6 +24,7 @@ from controlplane.rpc.refusal import Refusal
 from gridkeeper import codec
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId, node_of, slot_of
 from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.policy.document import default_policy
 from gridkeeper.policy.model import Policy
 from gridkeeper.ports.jobs import Launch
 from gridkeeper.ports.store import StoreError
@@ -55,7 +56,7 @@ class Shape:
     devices: int = 8
     replicas: int = 2
     timings: Timings = SHORT
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = field(default_factory=default_policy)
     weather: FaultRates = field(default_factory=FaultRates)
     jobs: Mapping[str, SimJob] = field(default_factory=dict)
 

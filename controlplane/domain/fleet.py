@@ -36,11 +36,14 @@ class Rows:
 
 
 class FleetTable:
-    """Rows of a node are contiguous, in its inventory's order. Times are this process's boot-time clock, ms."""
+    """Rows of a node are contiguous, in its inventory's order. Times are this process's boot-time clock, ms. ``ring``:
+    samples kept per device."""
 
-    def __init__(self) -> None:
+    def __init__(self, ring: int = RING) -> None:
+        self._keeps = ring
+        self._free_from = 0  # no row before this one is free
         self._values: NDArray[np.float32] = np.full((_COLUMNS, _FIRST_ROWS), np.nan, dtype=np.float32)
-        self._ring: NDArray[np.float32] = np.full((_FIRST_ROWS, RING, _COLUMNS), np.nan, dtype=np.float32)
+        self._ring: NDArray[np.float32] = np.full((_FIRST_ROWS, ring, _COLUMNS), np.nan, dtype=np.float32)
         self._taken = np.zeros(_FIRST_ROWS, dtype=np.int64)
         self._seen = np.full(_FIRST_ROWS, NEVER_MS, dtype=np.int64)
         self._used = np.zeros(_FIRST_ROWS, dtype=np.bool_)
@@ -77,6 +80,7 @@ class FleetTable:
             self._rows.pop(device, None)
         rows = slice(start, start + len(devices))
         self._used[rows] = False
+        self._free_from = min(self._free_from, start)
         self._clear(rows)
         self.layout += 1
 
@@ -89,8 +93,10 @@ class FleetTable:
     def _room(self, count: int) -> int:
         """The first row of ``count`` free ones in a run; the table doubles until there is one."""
         while True:
+            while self._free_from < len(self._used) and self._used[self._free_from]:
+                self._free_from += 1
             free = 0
-            for row in range(len(self._used)):
+            for row in range(self._free_from, len(self._used)):
                 free = 0 if self._used[row] else free + 1
                 if free >= count:
                     return row - count + 1
@@ -99,7 +105,7 @@ class FleetTable:
     def _grow(self) -> None:
         size = len(self._used)
         self._values = np.concatenate([self._values, np.full((_COLUMNS, size), np.nan, dtype=np.float32)], axis=1)
-        self._ring = np.concatenate([self._ring, np.full((size, RING, _COLUMNS), np.nan, dtype=np.float32)])
+        self._ring = np.concatenate([self._ring, np.full((size, self._keeps, _COLUMNS), np.nan, dtype=np.float32)])
         self._taken = np.concatenate([self._taken, np.zeros(size, dtype=np.int64)])
         self._seen = np.concatenate([self._seen, np.full(size, NEVER_MS, dtype=np.int64)])
         self._used = np.concatenate([self._used, np.zeros(size, dtype=np.bool_)])
@@ -125,10 +131,12 @@ class FleetTable:
                 f"telemetry.values: {len(values)} bytes where {rows} × {columns} float32 take {rows * columns * 4}"
             )
         block = np.frombuffer(values, dtype="<f4").reshape(rows, columns)
+        if np.isinf(block).any():  # no sensor says that: not known
+            block = np.where(np.isinf(block), np.float32(np.nan), block)
         span = slice(start, start + rows)
         self._values[:, span] = block.T
         index = np.arange(start, start + rows)
-        self._ring[index, self._taken[span] % RING] = block
+        self._ring[index, self._taken[span] % self._keeps] = block
         self._taken[span] += 1
         self._seen[span] = seen_ms
 
@@ -183,6 +191,6 @@ class FleetTable:
         if row is None:
             return ()
         taken = int(self._taken[row])
-        count = min(taken, RING)
-        order = [(taken - count + i) % RING for i in range(count)]
+        count = min(taken, self._keeps)
+        order = [(taken - count + i) % self._keeps for i in range(count)]
         return tuple(float(v) for v in self._ring[row, order, COLUMN[metric]])

@@ -19,6 +19,9 @@ NEEDS: dict[str, UserRole] = {
     "SlaStatus": UserRole.VIEWER,
     "Info": UserRole.VIEWER,
     "Samples": UserRole.VIEWER,
+    "GetPolicy": UserRole.VIEWER,
+    "PolicyHistory": UserRole.VIEWER,
+    "Query": UserRole.VIEWER,
     "Cordon": UserRole.OPERATOR,
     "Uncordon": UserRole.OPERATOR,
     "Drain": UserRole.OPERATOR,
@@ -31,6 +34,7 @@ NEEDS: dict[str, UserRole] = {
     "CancelMaintenance": UserRole.OPERATOR,
     "DecideRepair": UserRole.OPERATOR,
     "ResetBreaker": UserRole.OPERATOR,
+    "ApplyPolicy": UserRole.ADMIN,
 }
 """Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, Iterator
 
-from controlplane.rpc import care_intents, drain_intents, explain, intents, moves
+from controlplane.rpc import care_intents, drain_intents, explain, intents, moves, policies
 from controlplane.rpc.acts import Actor, checked_ttl
 from controlplane.rpc.jobspec import checked_spec, name
 from controlplane.rpc.listing import Pages, checked_kind, scene_of
 from controlplane.rpc.live import with_live
 from controlplane.rpc.objects import ObjectCache
+from controlplane.rpc.query import QueryDesk
 from controlplane.rpc.refusal import invalid, not_found
 from controlplane.rpc.sampling import Sampling
 from controlplane.rpc.sources import Acts, Views
@@ -22,7 +24,8 @@ from gridkeeper.ids import JobId
 from gridkeeper.kinds import BY_NUMBER, UnknownKind, object_named
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.records.books import AuditRecord, EntryRecord
-from gridkeeper.v1 import api_pb2
+from gridkeeper.records.policy import PolicyRecord
+from gridkeeper.v1 import api_pb2, records_pb2
 from gridkeeper.v1.api_pb2 import ActResponse, Object, SlaView, WatchEvent
 
 MAX_NAME = 512
@@ -42,6 +45,7 @@ class GridService:
         self._cache = ObjectCache()
         self._pages = Pages(views, self._cache)
         self._trail = AuditTrail(views, acts)
+        self._queries = QueryDesk(views)
         self._watches = Watches(views, self._cache, self._trail, clock)
         self._sampling = Sampling(views, clock)
 
@@ -235,6 +239,40 @@ class GridService:
     def _sla(self, item: Object) -> SlaView:
         return with_live(item, self._views).sla
 
+    async def apply_policy(self, request: api_pb2.ApplyPolicyRequest, who: str) -> api_pb2.ApplyPolicyResponse:
+        wish, views, acts = self._actor.wish(who, request.reason), self._views, self._acts
+
+        def wanted() -> policies.Applied:
+            return policies.apply(
+                request.text, request.source, request.expect_version, wish, views.region(), views.world(),
+                acts.settings().policy, views.now(),
+            )  # fmt: skip
+
+        applied = wanted()
+        if request.dry_run:
+            sentence = f"policy version {applied.version} would be applied" if applied.decision else applied.sentence
+            return api_pb2.ApplyPolicyResponse(sentence=sentence, version=applied.version, changes=applied.changes)
+
+        def plan() -> intents.Plan:
+            nonlocal applied
+            applied = wanted()
+            return intents.Plan(applied.sentence, (f"policy/{applied.version}",), applied.decision)
+
+        await self._actor.carry_out("global", who, plan)
+        return api_pb2.ApplyPolicyResponse(sentence=applied.sentence, version=applied.version, changes=applied.changes)
+
+    async def get_policy(self, request: api_pb2.GetPolicyRequest) -> api_pb2.PolicyResponse:
+        info, views = self._views.info(), self._views
+        record = policies.shown(request.version, views.region(), views.world(), self._acts.settings().policy)
+        return api_pb2.PolicyResponse(record=_policy(record), in_force=info.policy_version, problem=info.policy_problem)
+
+    async def policy_history(self) -> api_pb2.PolicyHistoryResponse:
+        records = [_policy(dataclasses.replace(record, text="")) for record in policies.history(self._views.world())]
+        return api_pb2.PolicyHistoryResponse(records=records, in_force=self._views.info().policy_version)
+
+    async def query(self, request: api_pb2.QueryRequest) -> api_pb2.QueryResponse:
+        return await self._queries.rows(request)
+
     async def info(self, who: str, role: UserRole) -> api_pb2.InfoResponse:
         info = self._views.info()
         return api_pb2.InfoResponse(
@@ -248,7 +286,15 @@ class GridService:
             wall_ms=info.wall_ms,
             global_store_reachable=info.global_store_reachable,
             region_store_reachable=info.region_store_reachable,
+            policy_version=info.policy_version,
+            policy_problem=info.policy_problem,
         )
+
+
+def _policy(record: PolicyRecord) -> records_pb2.PolicyRecord:
+    message = codec.to_message(record)
+    assert isinstance(message, records_pb2.PolicyRecord)
+    return message
 
 
 EXPLAINABLE = (

@@ -67,6 +67,10 @@ def answers(service: GridService) -> dict[str, Answer]:
         "MigrateJob": lambda request, who, role: service.migrate_job(request, str(who)),
         "JobLogs": lambda request, who, role: service.job_logs(request),
         "SlaStatus": lambda request, who, role: service.sla_status(request),
+        "ApplyPolicy": lambda request, who, role: service.apply_policy(request, str(who)),
+        "GetPolicy": lambda request, who, role: service.get_policy(request),
+        "PolicyHistory": lambda request, who, role: service.policy_history(),
+        "Query": lambda request, who, role: service.query(request),
         "Info": lambda request, who, role: service.info(str(who), role),
         "ResetBreaker": lambda request, who, role: service.reset_breaker(request, str(who)),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,6 +24,7 @@ __all__ = [
     "HistoryPage",
     "JobLogUnavailable",
     "MetricSample",
+    "Newest",
     "ReplicaInfo",
     "Samples",
     "StoreName",
@@ -63,6 +65,15 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest samples of some devices, copied. ``values``: metric -> one value per device, NaN where not known.
+    ``age_ms``: since each was taken; -1: this replica has none."""
+
+    values: Mapping[str, NDArray[np.float32]]
+    age_ms: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaInfo:
     """This replica. Leaders are "" when there is none. ``*_reachable``: the mirror of that store is fresh."""
 
@@ -74,6 +85,8 @@ class ReplicaInfo:
     wall_ms: int
     region_store_reachable: bool
     global_store_reachable: bool
+    policy_version: int = 0
+    policy_problem: str = ""  # why the newest policy is not in force here
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,10 @@ class Views(Protocol):
 
     def samples(self, after: int) -> Samples:
         """Rows that this replica holds and that are newer than ``Samples.newest`` of the answer before; 0: all."""
+        ...
+
+    def newest(self, metrics: Sequence[str], devices: Sequence[DeviceId]) -> Newest:
+        """The newest samples of all ``devices`` at once."""
         ...
 
     def heard_age_ms(self, node: NodeId) -> int:

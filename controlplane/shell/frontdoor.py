@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 import gridkeeper
 from controlplane.domain.fleet import NEVER_MS, FleetTable
@@ -14,6 +17,7 @@ from controlplane.rpc.sources import (
     HistoryPage,
     JobLogUnavailable,
     MetricSample,
+    Newest,
     ReplicaInfo,
     Samples,
     StoreName,
@@ -23,6 +27,7 @@ from controlplane.shell.ingest import Ingest
 from controlplane.shell.leader import wait_any
 from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
+from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state, region_state
 from gridkeeper import codec
 from gridkeeper.decision import Decision, Now
@@ -51,7 +56,7 @@ class FrontDoor:
         stores: dict[StoreName, Store],
         table: FleetTable,
         ingest: Ingest,
-        settings: Settings,
+        policies: PolicyInForce,
         clock: Clock,
     ) -> None:
         self._region = region
@@ -63,7 +68,7 @@ class FrontDoor:
         self._stores = stores
         self._table = table
         self._ingest = ingest
-        self._settings = settings
+        self._policies = policies
         self._clock = clock
         self._time = LedgerTime(clock)
         self._fresh = (False, False)
@@ -107,6 +112,12 @@ class FrontDoor:
         offset = self._clock.wall_ms() - self._clock.mono_ms()
         return Samples(found.devices, found.seen_ms + offset, found.values, found.newest_ms)
 
+    def newest(self, metrics: Sequence[str], devices: Sequence[DeviceId]) -> Newest:
+        rows = np.array([-1 if (row := self._table.row(device)) is None else row for device in devices], np.int64)
+        seen = np.where(rows >= 0, self._table.seen_ms[rows], NEVER_MS)
+        age_ms = np.where(seen == NEVER_MS, -1, np.maximum(0, self._clock.mono_ms() - seen))
+        return Newest({metric: self._table.column(metric)[rows] for metric in metrics}, age_ms)
+
     def heard_age_ms(self, node: NodeId) -> int:
         return self._ingest.heard_age_ms(node)
 
@@ -121,6 +132,8 @@ class FrontDoor:
             wall_ms=self._clock.wall_ms(),
             region_store_reachable=self._local.fresh,
             global_store_reachable=self._world.fresh,
+            policy_version=self._policies.settings().policy.version,
+            policy_problem=self._policies.problem,
         )
 
     def now(self) -> Now:
@@ -151,7 +164,7 @@ class FrontDoor:
         return node, chunk.text
 
     def settings(self) -> Settings:
-        return self._settings
+        return self._policies.settings()
 
     async def history(
         self,

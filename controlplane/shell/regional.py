@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable
 
 from controlplane.domain.escrow import decide_promise, decide_share
+from controlplane.domain.policies import decide_policy
 from controlplane.domain.region import STAGES, disjoint
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import Notices
+from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state, region_state
 from controlplane.shell.tickets import Tickets
 from failover.checkpoint.replicate import Replicator
@@ -46,7 +48,7 @@ class RegionalLeader:
         world_applier: Applier,
         replicator: Replicator,
         notices: Notices,
-        settings: Settings,
+        policies: PolicyInForce,
         clock: Clock,
         steady_ms: Callable[[], int],
         desk: TicketDesk | None = None,
@@ -61,14 +63,18 @@ class RegionalLeader:
         self._world_applier = world_applier
         self._replicator = replicator
         self._notices = notices
-        self._settings = settings
+        self._policies = policies
         self._clock = clock
         self._steady_ms = steady_ms
         self._tickets = (
-            Tickets(region, fence, self._actor, local, local_applier, desk, settings, clock) if desk else None
+            Tickets(region, fence, self._actor, local, local_applier, desk, policies.settings, clock) if desk else None
         )
         booked = [v.record.since_ms for v in local.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
+
+    @property
+    def _settings(self) -> Settings:
+        return self._policies.settings()
 
     async def run(self) -> None:
         """Until cancelled. Judging devices never waits for the global store: they are two loops."""
@@ -83,7 +89,8 @@ class RegionalLeader:
 
     async def _judge(self) -> bool:
         """The region store's decisions; these go on while the global store is away."""
-        wrote = False
+        copy = decide_policy(region_state(self._region, self._local), global_state(self._world))
+        wrote = await apply_all(copy, self._local_applier, self._actor, self._fence) if self._local.fresh else False
         for stage in STAGES:
             if not self._local.fresh:
                 return wrote

@@ -10,7 +10,6 @@ from typing import Any
 
 import gridkeeper
 from controlplane.domain.fleet import FleetTable
-from controlplane.domain.rules import RuleEngine
 from controlplane.domain.suspicion import LocalHealth
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.frontdoor import FrontDoor
@@ -20,6 +19,7 @@ from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import LogNotifier, Notices
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.peerwatch import PeerShell
+from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.sessioncare import SessionCare
@@ -69,13 +69,14 @@ class Replica:
     def __init__(self, region: RegionId, replica: ReplicaId, address: str, ports: Ports, settings: Settings) -> None:
         self.region = region
         self.replica = replica
-        self.settings = settings
+        self._timings = settings.timings
         self._address = address
         self._ports = ports
         clock, rng, timings = ports.clock, ports.rng, settings.timings
         self._keys = RegionKeys(region)
         self.local = Mirror(ports.region_store, region_root(region), clock)
         self.world = Mirror(ports.global_store, KEYS.root, clock)
+        self.policies = PolicyInForce(self.local, self.world, settings)
         self._local_applier = Applier(
             ports.region_store, self.local, self._keys.audit, rng, clock.wall_ms, ports.failpoints
         )
@@ -105,23 +106,23 @@ class Replica:
             region,
             replica,
             self.table,
-            RuleEngine(),
             self.local,
+            self.world,
             self._local_applier,
+            self.policies,
             clock,
             rng,
-            timings,
             self.ingest.heard_age_ms,
         )
         self._peers = PeerShell(
             region, replica, self.table, self.ingest.streams, self.local, self.world, self._local_applier, clock, rng,
-            lambda: self.settings,
+            self.policies.settings,
         )  # fmt: skip
         self._replicator = Replicator(region, ports.checkpoints)
         self._notices = Notices(ports.notifier or LogNotifier())
         self.front = FrontDoor(
             region, replica, self.local, self.world, self._local_applier, self._world_applier,
-            {"region": ports.region_store, "global": ports.global_store}, self.table, self.ingest, settings, clock,
+            {"region": ports.region_store, "global": ports.global_store}, self.table, self.ingest, self.policies, clock,
         )  # fmt: skip
         self.leads_region = False
         self.leads_world = False
@@ -129,7 +130,7 @@ class Replica:
 
     def _liveness(self) -> LivenessPolicy:
         """In force now: the policy may change at any time."""
-        return self.settings.policy.liveness
+        return self.policies.settings().policy.liveness
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -189,7 +190,7 @@ class Replica:
             self._ports.region_store,
             self._keys.replica(self.replica),
             codec.encode(record),
-            self.settings.timings.lease_ttl_s,
+            self._timings.lease_ttl_s,
             self._ports.clock,
         )
         await key.run()
@@ -203,9 +204,9 @@ class Replica:
         clock = self._ports.clock
         while True:
             if both and not self.world.fresh:
-                await clock.sleep(2_000 * self.settings.timings.lease_ttl_s)
+                await clock.sleep(2_000 * self._timings.lease_ttl_s)
             record = LeaderRecord(self.replica, self._address, clock.wall_ms())
-            election = Election(store, key, codec.encode(record), self.settings.timings.lease_ttl_s, clock)
+            election = Election(store, key, codec.encode(record), self._timings.lease_ttl_s, clock)
             leadership = await election.campaign()
             log.info("%s leads %s, term %d", self.replica, key, leadership.term)
             leading = asyncio.ensure_future(lead(Fence(key, leadership.term)))
@@ -228,7 +229,7 @@ class Replica:
     async def _outshone(self) -> None:
         """Until this replica has been without the global store for F while another one of the region lives. Not again
         before four R have passed: the other one may be no better off."""
-        clock, timings = self._ports.clock, self.settings.timings
+        clock, timings = self._ports.clock, self._timings
         blind_since: int | None = None
         while True:
             now = clock.mono_ms()
@@ -249,7 +250,7 @@ class Replica:
         try:
             leader = RegionalLeader(
                 self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
-                self._replicator, self._notices, self.settings, self._ports.clock, self._beat.steady_ms,
+                self._replicator, self._notices, self.policies, self._ports.clock, self._beat.steady_ms,
                 self._ports.tickets,
             )  # fmt: skip
             await leader.run()
@@ -262,7 +263,7 @@ class Replica:
         self.leads_world = True
         try:
             leader = GlobalLeader(
-                self.replica, fence, self.world, self._world_applier, self.settings, self._ports.clock
+                self.replica, fence, self.world, self._world_applier, self.policies, self._ports.clock
             )
             await leader.run()
         finally:

@@ -88,5 +88,6 @@ def global_state(mirror: Records) -> GlobalState:
         escrow=kind("escrow"),
         share_acks=kind("share-acks"),
         policy=mirror.one("policy"),
+        policies=kind("policies"),
         suspect_keys=mirror.suspect,
     )

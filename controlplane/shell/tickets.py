@@ -8,6 +8,7 @@ import json
 import logging
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from controlplane.domain.repair import Repair, to
@@ -79,7 +80,7 @@ class Tickets:
         local: Mirror,
         applier: Applier,
         desk: TicketDesk,
-        settings: Settings,
+        settings: Callable[[], Settings],
         clock: Clock,
     ) -> None:
         self._keys = RegionKeys(region)
@@ -117,7 +118,7 @@ class Tickets:
             await self._end(repair, RepairState.FAILED, str(error))
         except TicketUnavailable as error:
             waited = self._clock.wall_ms() - repair.record.stages[-1].at_ms
-            if waited >= self._settings.policy.repair.timeout_ms:
+            if waited >= self._settings().policy.repair.timeout_ms:
                 await self._end(repair, RepairState.FAILED, f"no answer for {waited} ms: {error}")
                 return
             pause = min(RETRY_MAX_MS, RETRY_FIRST_MS << min(count, 10))

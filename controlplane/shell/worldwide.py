@@ -10,12 +10,12 @@ from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
+from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state
 from failover.domain.jobs import decide_jobs
 from failover.domain.migrate import decide_migrations
 from gridkeeper.ids import ReplicaId
 from gridkeeper.ports.clock import Clock
-from gridkeeper.snapshot import Settings
 
 log = logging.getLogger("gridkeeper.worldwide")
 
@@ -24,13 +24,13 @@ class GlobalLeader:
     """One term of leading the global store."""
 
     def __init__(
-        self, replica: ReplicaId, fence: Fence, world: Mirror, applier: Applier, settings: Settings, clock: Clock
+        self, replica: ReplicaId, fence: Fence, world: Mirror, applier: Applier, policies: PolicyInForce, clock: Clock
     ) -> None:
         self._actor = f"machine/{replica}"
         self._fence = fence
         self._world = world
         self._applier = applier
-        self._settings = settings
+        self._policies = policies
         self._clock = clock
         booked = [v.record.since_ms for v in world.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
@@ -44,6 +44,6 @@ class GlobalLeader:
             return False
         wrote = False
         for decide in (decide_jobs, decide_migrations, decide_escrow, decide_job_ledger):
-            decisions = decide(global_state(self._world), self._settings, self._time.now())
+            decisions = decide(global_state(self._world), self._policies.settings(), self._time.now())
             wrote |= await apply_all(decisions, self._applier, self._actor, self._fence)
         return wrote

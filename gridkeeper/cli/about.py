@@ -12,7 +12,7 @@ from gridkeeper.cli.session import Session, call, client_options, pass_session
 from gridkeeper.cli.table import print_table
 from gridkeeper.client.plain import plain
 
-TITLES = ("REGION", "REPLICA", "ADDRESS", "VERSION", "LEADS", "STORES", "IDENTITY", "ROLE", "STATE")
+TITLES = ("REGION", "REPLICA", "ADDRESS", "VERSION", "LEADS", "STORES", "POLICY", "IDENTITY", "ROLE", "STATE")
 
 
 @click.command()
@@ -36,16 +36,25 @@ def info(session: Session, output: str) -> int:
         for replica in replicas:
             told = replica.info
             if told is None:
-                rows.append((replica.region, "-", replica.address, *("-",) * 5, replica.error))
+                rows.append((replica.region, "-", replica.address, *("-",) * 6, replica.error))
                 continue
             leads = [name for name, yes in (("region", told.region_leader), ("global", told.global_leader)) if yes]
             stores = [
                 f"{name} {'ok' if ok else 'away'}"
                 for name, ok in (("region", told.region_store_reachable), ("global", told.global_store_reachable))
             ]
-            described = (told.version, ",".join(leads) or "-", ", ".join(stores), told.identity, told.role, "up")
+            policy = f"{told.policy_version}{' (!)' if told.policy_problem else ''}"
+            described = (
+                told.version,
+                ",".join(leads) or "-",
+                ", ".join(stores),
+                policy,
+                told.identity,
+                told.role,
+                "up",
+            )
             rows.append((told.region, told.replica, replica.address, *described))
-        print_table(TITLES, rows, frozenset({8}))
+        print_table(TITLES, rows, frozenset({9}))
     else:
         items = [
             {
@@ -58,6 +67,10 @@ def info(session: Session, output: str) -> int:
         ]
         print_value({"kind": "ReplicaList", "items": items}, output)
     silent = [replica for replica in replicas if replica.info is None]
+    for problem in dict.fromkeys(
+        r.info.policy_problem for r in replicas if r.info is not None and r.info.policy_problem
+    ):
+        print(f"warning: {problem}", file=sys.stderr)
     for replica in silent:
         print(f"warning: {replica.region} at {replica.address}: {replica.error}", file=sys.stderr)
     return 0 if not silent else 1 if len(silent) == len(replicas) else 3

@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2
 
 from gridkeeper.catalogue import report
+from gridkeeper.cli import doccolumns
 from gridkeeper.client.plain import enum_prefix, is_map
 from gridkeeper.kinds import KINDS, KindInfo
 from gridkeeper.records import books, common, faults, fleet, jobs, limits
@@ -221,7 +222,8 @@ def unit(field: Any) -> str:
 
 def main(arguments: list[str]) -> int:
     code = 0
-    for target, text in ((TARGET, Writer().document()), (FAULTS, report.document())):
+    documents = ((TARGET, Writer().document()), (FAULTS, report.document()), (doccolumns.POLICY, doccolumns.document()))
+    for target, text in documents:
         if "--check" not in arguments:
             target.parent.mkdir(exist_ok=True)
             target.write_text(text)

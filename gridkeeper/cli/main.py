@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "incident": ("gridkeeper.cli.acts:incident", "Acknowledge incidents."),
     "job": ("gridkeeper.cli.job:job", "Submit, stop, move and read jobs."),
     "backtest": ("gridkeeper.cli.backtest:backtest", "What a policy would have done with what happened."),
+    "policy": ("gridkeeper.cli.policy:policy", "The policy document: apply, look, compare, take back."),
+    "query": ("gridkeeper.cli.query:query", "SQL over the live state of the grid."),
     "sla": ("gridkeeper.cli.sla:sla", "Uptime of the month so far."),
     "faults": ("gridkeeper.cli.faults:faults", "The fault catalogue: what a code means, by whose word."),
     "info": ("gridkeeper.cli.about:info", "The replicas, as they answer."),

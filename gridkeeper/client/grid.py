@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -23,6 +23,9 @@ from gridkeeper.kinds import BY_NUMBER, is_global, reference
 from gridkeeper.ports.clock import Clock
 from gridkeeper.v1 import api_pb2, records_pb2
 from gridkeeper.v1.api_pb2 import Kind, Object
+
+if TYPE_CHECKING:
+    from gridkeeper.client.query import Answer
 
 R = TypeVar("R", bound=Message)
 
@@ -202,6 +205,41 @@ class GridClient:
         answer = await (call or self._anywhere("JobLogs", request, api_pb2.JobLogsResponse))
         return answer.node, answer.text
 
+    async def policy(self, version: int = 0) -> api_pb2.PolicyResponse:
+        """A version of the policy; 0: the one in force at the first region that answers."""
+        return await self._anywhere("GetPolicy", api_pb2.GetPolicyRequest(version=version), api_pb2.PolicyResponse)
+
+    async def policy_history(self) -> api_pb2.PolicyHistoryResponse:
+        return await self._anywhere("PolicyHistory", api_pb2.PolicyHistoryRequest(), api_pb2.PolicyHistoryResponse)
+
+    async def query(self, sql: str, limit: int = 10_000) -> Answer:
+        """SQL over the live state of all regions: rows from every replica, run here in a process of its own."""
+        from gridkeeper.client import query as queries  # Polars and a SQL parser: only who asks pays for them
+        from gridkeeper.query.limits import Limits
+
+        wanted = queries.checked_query(sql)
+        request = api_pb2.QueryRequest(sql=sql)
+        asked = [(replicas, index) for replicas in self._all for index in range(len(replicas.addresses))]
+        outcomes = await asyncio.gather(
+            *(replicas.call_one(index, "Query", request, api_pb2.QueryResponse, act=True) for replicas, index in asked),
+            return_exceptions=True,
+        )
+        answers: list[api_pb2.QueryResponse] = []
+        away: list[str] = []
+        for (replicas, index), outcome in zip(asked, outcomes, strict=True):
+            if isinstance(outcome, grpc.aio.AioRpcError):
+                error = from_rpc(outcome)
+                if not isinstance(error, Unreachable):
+                    raise error from outcome
+                away.append(f"replica {replicas.addresses[index]} of region {replicas.region} does not answer: {error}")
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                answers.append(outcome)
+        if not answers:
+            raise Unreachable("; ".join(away))
+        return await queries.run(wanted, answers, away, Limits(rows=limit))
+
     # -- acting -------------------------------------------------------------------------------------------------
 
     async def cordon(self, target: str, reason: str, ttl_ms: int = 0, maintenance: bool = False) -> Act:
@@ -283,6 +321,15 @@ class GridClient:
     async def migrate_job(self, job: str, to_region: str = "", reason: str = "") -> Act:
         request = api_pb2.MigrateJobRequest(job=job, to_region=to_region, reason=reason)
         return await self._act(None, "MigrateJob", request)
+
+    async def apply_policy(
+        self, text: str, source: str, reason: str, expect_version: int = -1, dry_run: bool = False
+    ) -> api_pb2.ApplyPolicyResponse:
+        """Make ``text`` the newest policy, if the newest version is ``expect_version`` (-1: whichever it is)."""
+        request = api_pb2.ApplyPolicyRequest(
+            text=text, source=source, reason=reason, expect_version=expect_version, dry_run=dry_run
+        )
+        return await self._anywhere("ApplyPolicy", request, api_pb2.ApplyPolicyResponse)
 
     # -- how ----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ One mapping for both languages: ``temperature`` in Cel is ``temperature_c``, ``p
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 
 from gridkeeper.telemetry import METRICS, MetricSpec
@@ -19,20 +20,8 @@ class Type(enum.Enum):
     TEXT = "a text"
 
 
-SUFFIX: dict[str, str] = {
-    "1": "",
-    "Cel": "_c",
-    "W": "_w",
-    "MHz": "_mhz",
-    "%": "_percent",
-    "MiB": "_mib",
-    "MiB/s": "_mib_s",
-    "MBy/s": "_mb_s",
-    "ms": "_ms",
-    "s": "_s",
-    "V": "_v",
-}
-"""UCUM unit of a metric -> ending of its column."""
+SUFFIX: dict[str, str] = {"1": "", "Cel": "_c", "%": "_percent", "MBy/s": "_mb_s"}
+"""UCUM unit of a metric -> ending of its column, where that is not simply the unit in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +37,8 @@ class Column:
 
 def column_name(metric: MetricSpec) -> str:
     """``clock_sm`` in MHz -> ``clock_sm_mhz``."""
-    return metric.name + SUFFIX[metric.unit]
+    ending = SUFFIX.get(metric.unit)
+    return metric.name + (f"_{re.sub('[^a-z0-9]+', '_', metric.unit.lower())}" if ending is None else ending)
 
 
 LABELS: tuple[Column, ...] = (

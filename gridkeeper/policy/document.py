@@ -13,8 +13,8 @@ from gridkeeper.configfile import ConfigError, dump, load_text, parse
 from gridkeeper.policy.expression import Growth, compile_expression
 from gridkeeper.policy.model import Policy
 
-MAX_BYTES = 512 * 1024
-"""Of a document: it must fit into one value of etcd, with its copy in the history."""
+MAX_BYTES = 128 * 1024
+"""Of a document: replicas hold a hundred versions in memory, and read one between two decisions."""
 MAX_GROWTHS = 16
 """Different counters and windows of one policy: each keeps copies of its column."""
 

@@ -95,7 +95,7 @@ def _parsed(text: str) -> sql.Expression:
     try:
         found = [tree for tree in sqlglot.parse(text) if tree is not None]
     except SqlglotError as error:
-        raise BadExpression(f"is not an expression: {_told(error)}; write it like temperature_c > 85") from error
+        raise BadExpression(f"is not an expression: {told(error)}; write it like temperature_c > 85") from error
     if len(found) != 1:
         raise BadExpression(f"holds {len(found)} statements; write one condition, without ';'")
     tree = found[0]
@@ -106,7 +106,7 @@ def _parsed(text: str) -> sql.Expression:
     return tree
 
 
-def _told(error: SqlglotError) -> str:
+def told(error: SqlglotError) -> str:
     """The parser's complaint in one line, with its place."""
     details = getattr(error, "errors", None)
     if not details:
@@ -350,7 +350,7 @@ def _bit(b: _Builder, node: Any) -> _Value:
     if len(node.expressions) != 2:
         raise BadExpression(f"{_quoted(node)}: write bit(<column>, <number of the bit>), like bit(throttle_reasons, 3)")
     number = _whole(node.expressions[1], "bit", 0, BITS - 1)
-    value = b.of(node.expressions[0], Type.NUMBER).cast(pl.Int64, strict=False)
+    value = b.of(node.expressions[0], Type.NUMBER).cast(pl.Int32, strict=False)
     return _Value((value & (1 << number)) != 0, Type.TRUTH)
 
 

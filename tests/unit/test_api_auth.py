@@ -16,7 +16,10 @@ from gridkeeper.v1 import api_pb2
 from tests.fixtures.grid import FakeGrid
 
 RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
-READS = {"List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples"}
+READS = {
+    "List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples", "GetPolicy", "PolicyHistory", "Query"
+}  # fmt: skip
+ADMINS = {"ApplyPolicy"}
 
 
 def test_the_table_names_every_rpc_and_no_other() -> None:
@@ -25,13 +28,14 @@ def test_the_table_names_every_rpc_and_no_other() -> None:
 
 @pytest.mark.parametrize("rpc", RPCS)
 @pytest.mark.parametrize("role", list(UserRole))
-def test_a_viewer_reads_and_an_operator_acts(rpc: str, role: UserRole) -> None:
-    allowed = rpc in READS or role in (UserRole.OPERATOR, UserRole.ADMIN)
+def test_a_viewer_reads_an_operator_acts_and_an_admin_sets_the_policy(rpc: str, role: UserRole) -> None:
+    need = UserRole.VIEWER if rpc in READS else UserRole.ADMIN if rpc in ADMINS else UserRole.OPERATOR
+    allowed = RANK[role] >= RANK[need]
     identity = spiffe.user("ann", role)
     if allowed:
         assert authorise(rpc, identity) is role
         return
-    with pytest.raises(Refusal, match=f"user/ann has the role {role}, and {rpc} needs operator") as refused:
+    with pytest.raises(Refusal, match=f"user/ann has the role {role}, and {rpc} needs {need}") as refused:
         authorise(rpc, identity)
     assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
 

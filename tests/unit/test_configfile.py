@@ -21,7 +21,7 @@ from gridkeeper.config import (
 from gridkeeper.configfile import ConfigError, dump, load, parse
 from gridkeeper.configrules import RULES
 from gridkeeper.ids import NodeId, RegionId, ReplicaId
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.model import Policy
 from gridkeeper.records.common import Label
 from gridkeeper.timings import SHORT, Timings
 
@@ -45,7 +45,7 @@ CONTROL = ControlPlaneConfig(
     global_store=StoreConfig(("10.0.0.1:2379", "http://10.0.0.2:2379"), allow_unsafe_version=True),
     checkpoints=(RegionPath(RegionId("east"), "/ck/east"), RegionPath(RegionId("west"), "/ck/west")),
     timings=SHORT,
-    policy=Policy(budgets=(BudgetPolicy("rack", 0.5, 2),), freeze_fraction=1e-7),
+    policy_file="/etc/gridkeeper/policy.yaml",
 )
 CLIENT = ClientConfig((RegionEndpoints(RegionId("east"), ("127.0.0.1:7443",)),), TLS)
 
@@ -92,12 +92,10 @@ def test_a_damaged_file_is_read_as_something_valid_or_refused(data: st.DataObjec
 
 
 def test_defaults_apply_and_a_whole_number_may_stand_for_a_fraction() -> None:
-    config = parse(
-        ControlPlaneConfig, _without(dump(CONTROL), "timings", "policy") + "policy: {freeze_fraction: 1}", "x"
-    )
-    assert config.timings == Timings()
-    assert config.policy == Policy(freeze_fraction=1.0)
-    assert isinstance(config.policy.freeze_fraction, float)
+    config = parse(ControlPlaneConfig, _without(dump(CONTROL), "timings") + "timings: {clock_ratio: 1}", "x")
+    assert config.timings == Timings(clock_ratio=1.0)
+    assert isinstance(config.timings.clock_ratio, float)
+    assert parse(Policy, "freeze_fraction: 1", "x") == Policy(freeze_fraction=1.0)
 
 
 def _without(text: str, *fields: str) -> str:
@@ -203,16 +201,6 @@ def test_what_is_wrong_with_an_agents_file_is_told(text: str, expected: str, tmp
         ("timings: {fence: 1}", "timings.fence: there is no such field; did you mean 'fence_ms'?"),
         ("timings: {heartbeat_ms: 0}", "timings.heartbeat_ms: 0 is not between"),
         ("timings:", "timings: nothing is not a group of fields; it needs some of its fields, or leave it out"),
-        ("policy: {budgets: [{kind: site, fraction: 0.1, minimum: 1}]}", "policy.budgets[0].kind: 'site' is no kind"),
-        ("policy: {budgets: [{kind: rack, fraction: 25, minimum: 1}]}", "fraction: 25.0 is not between 0.0 and 1.0"),
-        ("policy: {budgets: [{kind: rack, fraction: 25%, minimum: 1}]}", "fraction: '25%' is not a number, like 0.25"),
-        ("policy: {budgets: [{kind: rack, fraction: 0.1, minimum: 1, select: a}]}", "select: 'a' is not key"),
-        ("policy: {budgets: [{kind: fleet, fraction: 0.1, minimum: 1, window_ms: 9}]}", "leave out its window_ms"),
-        ("policy: {breakers: [{kind: job}]}", "policy.breakers[0].kind: 'job' is no kind of breaker; use region, zone"),
-        ("policy: {breakers: [{drains: 0}]}", "policy.breakers[0].drains: 0 is not between 1 and"),
-        ("policy: {breakers: [{kind: rack}, {kind: rack}]}", "policy.breakers: there are two breakers of kind rack"),
-        ("policy: {drain: {flaps: 0}}", "policy.drain.flaps: 0 is not between 1 and 100"),
-        ("policy: {freeze_fraction: yes}", "policy.freeze_fraction: 'yes' is not a number"),
         ("trust_domain: Grid Example", "trust_domain: 'Grid Example' is none; use 1 to 255"),
         ("listen: 0.0.0.0", "listen: '0.0.0.0' is not host:port"),
         ("region_store: {endpoints: []}", "region_store.endpoints: is an empty list"),

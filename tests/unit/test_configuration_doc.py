@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands)
 @pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__name__)
 def test_each_field_has_a_row_with_its_default(kind: type) -> None:
     after = TEXT.split(f"`{kind.__name__}`)" if f"`{kind.__name__}`)" in TEXT else f"\n`{kind.__name__}`:", 1)[1]
-    table = after[: after.index("\n\n", after.index("|---|"))]
+    table = after[after.index("|---|") :].split("\n\n", 1)[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table.replace("|  |", "| |"), re.MULTILINE))
     rows |= dict.fromkeys(re.findall(r"^\| `(\w+)` \| \|", table, re.MULTILINE), "")
     fields = {f.name: f for f in dataclasses.fields(kind)}
@@ -34,8 +35,8 @@ def test_each_field_has_a_row_with_its_default(kind: type) -> None:
             assert rows[name] == f"`{field.default}`", name
 
 
-@pytest.fixture(scope="module")
-def read_somewhere() -> set[str]:
+@functools.cache
+def attributes_read() -> set[str]:
     """Names of all attributes that the product reads."""
     parts = ("gridkeeper", "controlplane", "failover", "nodeagent", "tui")
     files = [path for part in parts for path in (ROOT / part).rglob("*.py") if "v1" not in path.parts]
@@ -44,8 +45,8 @@ def read_somewhere() -> set[str]:
 
 
 @pytest.mark.parametrize("kind", (*TABLES, *SENTENCES), ids=lambda kind: kind.__name__)
-def test_no_setting_is_without_effect(kind: type, read_somewhere: set[str]) -> None:
-    assert {f.name for f in dataclasses.fields(kind)} <= read_somewhere
+def test_no_setting_is_without_effect(kind: type) -> None:
+    assert {f.name for f in dataclasses.fields(kind)} <= attributes_read()
 
 
 @pytest.mark.parametrize("kind", SENTENCES, ids=lambda kind: kind.__name__)

