@@ -32,8 +32,8 @@ from benchmarks.common import cpu_seconds, quantile
 from benchmarks.load import HEALTHY
 from failover.checkpoint.local import LocalCheckpointStore
 from gridkeeper.config import TlsFiles
-from gridkeeper.ids import Epoch, JobId
 from gridkeeper.identity.tls import channel_credentials
+from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.link import LinkClosed
 from gridkeeper.telemetry import COLUMN, METRICS, SCHEMA_VERSION
 from gridkeeper.v1 import records_pb2
@@ -296,10 +296,9 @@ async def obey(agents: dict[str, SimulatedAgent], counters: Counters) -> None:
                 for node in command["nodes"]:
                     await agents[node].fail(command["devices"], command["code"])
             case "prepare":
-                runs = [(agent, run) for agent in agents.values() for run in agent.runs.values() if run.phase == RUNNING]
-                for agent, run in runs:
-                    await agent.prepare(run)
-                answer["running"] = len(runs)
+                for agent in agents.values():
+                    for run in list(agent.runs.values()):
+                        await agent.prepare(run)
             case "stats":
                 now, used = time.monotonic(), cpu_seconds(os.getpid())
                 answer = {
