@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from controlplane.shell.mirror import Mirror
@@ -65,30 +66,45 @@ class Applier:
         Raises ``Conflict`` (also when the reply was lost and the transaction is not to be seen: deciding again is then
         right, since whatever is still under way compares the same revisions), and the store's errors.
         """
-        compares = [Compare(guard.key, guard.expected) for guard in decision.guards]
-        compares += [Compare(write.key, write.expected) for write in decision.writes]
+        return await self.apply_together((decision,), actor, fence)
+
+    async def apply_together(self, decisions: Sequence[Decision], actor: str, fence: Fence | None) -> Revision:
+        """Several decisions of which none writes what another one writes or rests on (``grouping.groups``), in one
+        transaction: all or none. What the store holds then is what one after the other would have left. Raises as
+        ``apply``."""
+        at_ms = self._wall_ms()
+        compares = [Compare(guard.key, guard.expected) for decision in decisions for guard in decision.guards]
+        compares += [Compare(write.key, write.expected) for decision in decisions for write in decision.writes]
         if fence:
             compares.append(Compare(fence.key, Revision(fence.term), create=True))
-        ops: list[Op] = [
-            PutOp(write.key, codec.encode(write.record)) if isinstance(write, Put) else DeleteOp(write.key)
-            for write in decision.writes
-        ]
-        at_ms = self._wall_ms()
-        audit_key = self._audit_key(f"{at_ms:013d}-{self._rng.token(6)}")
-        if decision.audit:
-            ops.append(PutOp(audit_key, codec.encode(self._audit(audit_key, decision, actor, at_ms))))
-        edges = _edges(decision)
+        ops: list[Op] = []
+        audit_key = ""
+        for decision in decisions:
+            ops += (
+                PutOp(write.key, codec.encode(write.record)) if isinstance(write, Put) else DeleteOp(write.key)
+                for write in decision.writes
+            )
+            if decision.audit:
+                audit_key = self._audit_key(f"{at_ms:013d}-{self._rng.token(6)}")
+                ops.append(PutOp(audit_key, codec.encode(self._audit(audit_key, decision, actor, at_ms))))
+        edges = [edge for decision in decisions for edge in _edges(decision)]
         self._failpoints.hit(f"{edge}.before" for edge in edges)
         try:
-            with tracing.span(decision.step, decision.trace, {"gridkeeper.object": decision.subject}):
-                result = await self._store.txn(compares, ops)
+            with ExitStack() as stack:
+                for decision in decisions:
+                    attributes = {"gridkeeper.object": decision.subject}
+                    stack.enter_context(tracing.span(decision.step, decision.trace, attributes))
+                result = await self._store.txn(list(dict.fromkeys(compares)), ops)
         except OutcomeUnknown:
-            return await self._settle(decision, ops, audit_key)
+            return await self._settle(decisions[0], ops, audit_key)
         if not result.succeeded:
-            raise Conflict(f"{decision.step} on {decision.subject or 'the store'}: decided on older state")
+            first = decisions[0]
+            others = f" and {len(decisions) - 1} others" if len(decisions) > 1 else ""
+            raise Conflict(f"{first.step} on {first.subject or 'the store'}{others}: decided on older state")
         self._failpoints.hit(f"{edge}.after" for edge in edges)
-        if decision.audit:
-            log.info("%s: %s", decision.step, decision.sentence)
+        for decision in decisions:
+            if decision.audit:
+                log.info("%s: %s", decision.step, decision.sentence)
         return result.revision
 
     def _audit(self, key: str, decision: Decision, actor: str, at_ms: int) -> AuditRecord:

@@ -261,9 +261,12 @@ class Ingest:
     def _report(self, stream: AgentStream, report: WorkloadReport) -> None:
         if len(report.workloads) > MAX_WORKLOADS:
             raise BadWorkload(f"workloads: {len(report.workloads)} are more than {MAX_WORKLOADS}")
+        idle = stream.report is not None and not stream.report.workloads
         stream.report = report
         stream.report_ms, stream.report_mono_ms = self._clock.wall_ms(), self._clock.mono_ms()
-        stream.reported.set()
+        if report.workloads or not idle:
+            stream.reported.set()
+            stream.orders.set()
 
     async def stop(self) -> None:
         """Leave the rest to the end of the replica's own key, which says the same."""

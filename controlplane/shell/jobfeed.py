@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -9,6 +11,7 @@ from typing import cast
 from controlplane.domain.taint import suspicion
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
+from controlplane.shell.orders import Orders
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun, run_record, worth_writing
 from controlplane.shell.session import AgentStream
@@ -67,10 +70,11 @@ class JobFeed:
         self._timings = timings
         self._written: dict[str, int] = {}
         self._term = 0
+        self._orders = Orders(world)
 
     def _run(self, job: JobId, epoch: Epoch) -> Versioned[RunRecord] | None:
         name = KEYS.run(job, epoch.generation, epoch.number).removeprefix(KEYS.prefix("runs"))
-        return self._world.kind("runs").get(name)
+        return self._world.newest("runs", name)
 
     async def renew(self, stream: AgentStream, renewal: Renewal) -> None:
         """Acknowledge those epochs that may go on; silence is the answer to the rest."""
@@ -90,20 +94,27 @@ class JobFeed:
         await stream.link.send(ControlFrame(renewal_ack=RenewalAck(id=renewal.id, granted=granted)))
 
     async def command(self, stream: AgentStream) -> None:
-        """Send what should run on this node: at once on every change, and again each second, for ever."""
+        """Send what should run on this node: at once on every change, and again each second while there is something
+        to say, for ever."""
         sent: dict[str, bytes] = {}
         repeat_at = 0
-        while True:
-            now = self._clock.mono_ms()
-            if now >= repeat_at:
-                sent.clear()
-                repeat_at = now + REPEAT_MS
-            for name, command in self.commands(stream).items():
-                data = command.SerializeToString(deterministic=True)
-                if sent.get(name) != data:
-                    await stream.link.send(ControlFrame(command=command))
-                    sent[name] = data
-            await self._world.wait_moved(max(1, repeat_at - self._clock.mono_ms()))
+        with self._orders.waiting(stream.node, stream.orders):
+            while True:
+                stream.orders.clear()
+                now = self._clock.mono_ms()
+                if now >= repeat_at:
+                    sent.clear()
+                    repeat_at = now + REPEAT_MS
+                wanted = self.commands(stream)
+                for name, command in wanted.items():
+                    data = command.SerializeToString(deterministic=True)
+                    if sent.get(name) != data:
+                        await stream.link.send(ControlFrame(command=command))
+                        sent[name] = data
+                with contextlib.suppress(TimeoutError):
+                    left_ms = max(1, repeat_at - self._clock.mono_ms())
+                    async with asyncio.timeout(left_ms / 1000 if wanted else None):
+                        await stream.orders.wait()
 
     def commands(self, stream: AgentStream) -> Mapping[str, Command]:
         """One command per (job, epoch): what ownership wants here, stops for epochs that are over, and leave to forget
@@ -117,10 +128,11 @@ class JobFeed:
         wanted: dict[str, Command] = {}
         if not self._term:
             return wanted
-        for versioned in self._world.kind("ownership").values():
-            owner: OwnershipRecord = versioned.record
-            if owner.node != stream.node:
+        for job in self._orders.jobs_of(stream.node):
+            held = self._world.newest("ownership", job)
+            if held is None:
                 continue
+            owner: OwnershipRecord = held.record
             run = self._run(owner.job, owner.epoch)
             if run and run.record.phase is RunPhase.EXITED:
                 continue
@@ -141,7 +153,7 @@ class JobFeed:
     def _behind(self, job: JobId, epoch: Epoch) -> bool:
         """The agent knows of a newer epoch than the mirror: nothing may be concluded from what the mirror shows, and a
         stop would be final. An epoch that truly is nobody's is ended by its missing renewals."""
-        owner = self._world.kind("ownership").get(job)
+        owner = self._world.newest("ownership", job)
         return owner is None or owner.record.epoch < epoch
 
     def _command(self, owner: OwnershipRecord) -> Command:
@@ -162,7 +174,7 @@ class JobFeed:
         """For an epoch that ownership does not want here (any more)."""
         run = self._run(JobId(workload.job), epoch)
         durable = run is not None and run.record.phase is RunPhase.EXITED
-        owner = self._world.kind("ownership").get(workload.job)
+        owner = self._world.newest("ownership", workload.job)
         return Command(
             term=self._term,
             job=workload.job,
@@ -190,7 +202,7 @@ class JobFeed:
     async def _record(self, stream: AgentStream, workload: Workload, at_ms: int) -> None:
         job, epoch = JobId(workload.job), epoch_of(workload.epoch)
         old = self._run(job, epoch)
-        owner = self._world.kind("ownership").get(job)
+        owner = self._world.newest("ownership", job)
         mine = old.record.node == stream.node if old else False
         if not mine and not (owner and owner.record.node == stream.node and owner.record.epoch == epoch):
             # A node reports only for itself: nothing is written about an epoch that was never given to it.
@@ -234,12 +246,12 @@ class JobFeed:
 
         if self._behind(job, epoch):
             return None
-        owner = self._world.kind("ownership").get(job)
+        owner = self._world.newest("ownership", job)
         if owner is None or owner.record.node != stream.node:
             return ack(False, f"{job} is not owned by {stream.node}")
         if owner.record.epoch != epoch:  # before it is verified: nothing mends this one
             return ack(False, f"{job} is owned at epoch {owner.record.epoch}")
-        head = self._world.kind("heads").get(job)
+        head = self._world.newest("heads", job)
         if head and head.record.step == ready.step and head.record.digest == ready.digest:
             return ack(True)
         try:

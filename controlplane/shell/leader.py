@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 from controlplane.shell.apply import Applier, Conflict, Fence
+from controlplane.shell.grouping import groups
 from controlplane.shell.mirror import Mirror
 from gridkeeper.decision import Decision
 from gridkeeper.ids import Revision
@@ -20,22 +21,34 @@ TICK_MS = 500
 
 
 async def apply_all(decisions: Iterable[Decision], applier: Applier, actor: str, fence: Fence | None) -> bool:
-    """Apply what was decided on one snapshot. A conflict drops that decision only: the next tick decides anew.
-    Returns whether anything was written. Raises ``StoreError`` when the store does not take writes."""
+    """Apply what was decided on one snapshot, what can go together in one transaction. A conflict drops the decision
+    that it is about and no other: the next tick decides anew. Returns whether anything was written. Raises
+    ``StoreError`` when the store does not take writes."""
     newest = 0
-    for decision in decisions:
-        try:
-            newest = max(newest, await applier.apply(decision, actor, fence))
-        except Conflict as conflict:
-            log.debug("%s", conflict)
-        except TooLarge as error:  # would be so for ever: the others must not wait behind it
-            log.error("%s on %s cannot be written: %s", decision.step, decision.subject, error)
-        except NoSpace as error:
-            log.error("%s is not stored: the store is out of space: %s", decision.step, error)
-            raise
+    for group in groups(decisions):
+        newest = max(newest, await _apply_group(group, applier, actor, fence))
     if newest:
         await applier.caught_up(Revision(newest))
     return bool(newest)
+
+
+async def _apply_group(group: tuple[Decision, ...], applier: Applier, actor: str, fence: Fence | None) -> int:
+    """The store's revision after the last one that was applied; 0: none was."""
+    try:
+        return await applier.apply_together(group, actor, fence)
+    except Conflict as conflict:
+        log.debug("%s", conflict)
+    except TooLarge as error:
+        if len(group) == 1:  # would be so for ever: the others must not wait behind it
+            log.error("%s on %s cannot be written: %s", group[0].step, group[0].subject, error)
+    except NoSpace as error:
+        log.error("%s is not stored: the store is out of space: %s", group[0].step, error)
+        raise
+    if len(group) == 1:
+        return 0
+    half = len(group) // 2
+    first = await _apply_group(group[:half], applier, actor, fence)
+    return max(first, await _apply_group(group[half:], applier, actor, fence))
 
 
 async def lead_loop(name: str, tick: Callable[[], Awaitable[bool]], mirrors: tuple[Mirror, ...], clock: Clock) -> None:

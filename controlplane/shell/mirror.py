@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from gridkeeper import codec, keys
@@ -24,6 +24,10 @@ STALE_AFTER_MS = 3_000
 """Three missed signs of progress (one a second): from here the mirror is not fresh."""
 
 
+Changed = Mapping[str, Collection[str]]
+"""Kind -> names of what was written or deleted."""
+
+
 class Mirror:
     """``root`` is a region's root or the global one; kinds are the first path element under it."""
 
@@ -37,6 +41,8 @@ class Mirror:
         self._suspect: set[str] = set()
         self._heard_ms = -STALE_AFTER_MS
         self._moved = asyncio.Event()
+        self._listeners: list[tuple[frozenset[str], Callable[[Changed], None]]] = []
+        self._changed: dict[str, set[str]] = {}
         self.revision = Revision(0)
         self.version = 0
 
@@ -76,11 +82,27 @@ class Mirror:
             self.revision = revision
         if changed:
             self.version += 1
+            self._tell()
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
+    def listen(self, kinds: Collection[str], heard: Callable[[Changed], None]) -> None:
+        """Call ``heard`` with what has changed in these kinds, after each batch: once now with all that is there. It
+        must not raise, and returns at once."""
+        self._listeners.append((frozenset(kinds), heard))
+        heard({kind: tuple(self._kinds.get(kind, {})) for kind in kinds})
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, {}
+        for kinds, heard in self._listeners:
+            mine = {kind: changed[kind] for kind in kinds if kind in changed}
+            if mine:
+                heard(mine)
+
     def _reset(self, items: Iterable[KeyValue]) -> None:
         before = self._kinds
+        for kind, held in before.items():
+            self._changed.setdefault(kind, set()).update(held)
         self._kinds = {kind: {} for kind in before}
         self._dirty |= set(before)
         self._suspect.clear()
@@ -100,6 +122,7 @@ class Mirror:
             return
         held = self._kinds.setdefault(kind, {})
         self._dirty.add(kind)
+        self._changed.setdefault(kind, set()).add(name)
         try:
             value: Any = codec.decode(record, kv.value)
         except codec.CorruptRecord as error:
@@ -117,6 +140,7 @@ class Mirror:
         self._suspect.discard(key)
         if self._kinds.get(kind, {}).pop(name, None) is not None:
             self._dirty.add(kind)
+            self._changed.setdefault(kind, set()).add(name)
 
     @property
     def loaded(self) -> bool:
@@ -138,6 +162,10 @@ class Mirror:
             self._published[kind] = dict(self._kinds.get(kind, {}))
             self._dirty.discard(kind)
         return self._published[kind]
+
+    def newest(self, kind: str, name: str) -> Versioned[Any] | None:
+        """One record, without handing out the kind."""
+        return self._kinds.get(kind, {}).get(name)
 
     def one(self, kind: str) -> Versioned[Any] | None:
         """The single record of a kind that has no name (``leader``, ``detector``, ``meta``)."""

@@ -52,6 +52,7 @@ class AgentStream:
     report_ms: int = 0
     report_mono_ms: int = 0
     reported: asyncio.Event = field(default_factory=asyncio.Event)
+    orders: asyncio.Event = field(default_factory=asyncio.Event)  # what should run on the node is to be looked at
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     logs: dict[int, asyncio.Future[LogChunk]] = field(default_factory=dict)
     next_log: int = 1

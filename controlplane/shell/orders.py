@@ -1,0 +1,68 @@
+"""Which jobs each node owns, kept current by the mirror; and who is woken when what a node should run has changed.
+
+With thousands of streams a look by each of them at all jobs on each change would be what the replica does all day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from controlplane.shell.mirror import Changed, Mirror
+from gridkeeper.ids import JobId, NodeId
+
+
+class Orders:
+    """One per replica. ``world``: the mirror of the global store."""
+
+    def __init__(self, world: Mirror) -> None:
+        self._world = world
+        self._node_of: dict[JobId, NodeId] = {}
+        self._jobs_of: dict[NodeId, set[JobId]] = {}
+        self._waiting: dict[NodeId, list[asyncio.Event]] = {}
+        world.listen(("ownership", "runs", "leader"), self._heard)
+
+    def jobs_of(self, node: NodeId) -> list[JobId]:
+        """Jobs whose ownership record names the node, sorted."""
+        return sorted(self._jobs_of.get(node, ()))
+
+    @contextmanager
+    def waiting(self, node: NodeId, event: asyncio.Event) -> Iterator[None]:
+        """Meanwhile ``event`` is set when an ownership of the node, a run of a job that it owns, or the global leader
+        has changed."""
+        self._waiting.setdefault(node, []).append(event)
+        try:
+            yield
+        finally:
+            self._waiting[node].remove(event)
+            if not self._waiting[node]:
+                del self._waiting[node]
+
+    def _heard(self, changed: Changed) -> None:
+        woken: set[NodeId] = set(self._waiting) if "leader" in changed else set()
+        for name in changed.get("ownership", ()):
+            woken |= self._move(JobId(name))
+        for name in changed.get("runs", ()):
+            node = self._node_of.get(JobId(name.partition("/")[0]))
+            if node is not None:
+                woken.add(node)
+        self._wake(woken)
+
+    def _move(self, job: JobId) -> set[NodeId]:
+        """The nodes that it concerns: where the job was, and where it is."""
+        before, held = self._node_of.pop(job, None), self._world.newest("ownership", job)
+        after: NodeId | None = held.record.node if held else None
+        if before is not None and before != after:
+            self._jobs_of[before].discard(job)
+            if not self._jobs_of[before]:
+                del self._jobs_of[before]
+        if after is not None:
+            self._node_of[job] = after
+            self._jobs_of.setdefault(after, set()).add(job)
+        return {node for node in (before, after) if node is not None}
+
+    def _wake(self, nodes: Collection[NodeId]) -> None:
+        for node in sorted(nodes):  # in an order that is the same in every run of the simulator
+            for event in self._waiting.get(node, ()):
+                event.set()
