@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gridkeeper.decision import ABSENT, Versioned
 from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId, Revision
+from gridkeeper.memo import Memo
 from gridkeeper.policy.model import Policy
 from gridkeeper.records.books import AccountRecord
 from gridkeeper.records.care import MaintenanceRecord, ProbeRecord, RepairRecord, WitnessRecord
@@ -87,6 +88,7 @@ class RegionState:
     policy: Versioned[PolicyRecord] | None = None
     suspect_keys: frozenset[str] = frozenset()
     whole: Inventory | None = None
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class GlobalState:
     policy: Versioned[PolicyRecord] | None = None
     policies: Mapping[str, Versioned[PolicyRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

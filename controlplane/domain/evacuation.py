@@ -8,11 +8,13 @@ yet counts as present: a process may be about to start.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gridkeeper.ids import DeviceId, Epoch, JobId
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import DeviceId, Epoch, JobId, RegionId
 from gridkeeper.keys import KEYS, RegionKeys
-from gridkeeper.records.jobs import TERMINAL_MIGRATION, RunPhase
+from gridkeeper.records.jobs import TERMINAL_MIGRATION, OwnershipRecord, ReservationRecord, RunPhase
 from gridkeeper.snapshot import GlobalState, RegionState
 
 
@@ -30,23 +32,36 @@ def jobs_on(state: RegionState, world: GlobalState, device: DeviceId) -> Presenc
     """What both stores say of one device of this region."""
     jobs: set[JobId] = set()
     released: list[str] = []
-    for job, ownership in sorted(world.ownership.items()):
-        owner = ownership.record
-        if owner.region != state.region or device not in owner.devices:
-            continue
+    for job in world.memo.once(_owners, world.ownership).get((state.region, device), ()):
+        owner = world.ownership[job].record
         if stopped(world, job, owner.epoch):
             released.append(f"{job} epoch {owner.epoch} is confirmed stopped")
         else:
             jobs.add(job)
-    for job, reservation in sorted(state.reservations.items()):
-        if device not in reservation.record.devices:
-            continue
+    for job in state.memo.once(_reserved, state.reservations).get(device, ()):
+        reservation = state.reservations[job]
         held, migration = world.ownership.get(job), world.migrations.get(reservation.record.migration)
         owns = held is not None and held.record.migration == reservation.record.migration
         over = migration is not None and migration.record.state in TERMINAL_MIGRATION
         if not owns and not over:
             jobs.add(job)
     return Presence(frozenset(jobs), tuple(released), _unknown(state, world))
+
+
+def _owners(ownership: Mapping[JobId, Versioned[OwnershipRecord]]) -> dict[tuple[RegionId, DeviceId], list[JobId]]:
+    found: dict[tuple[RegionId, DeviceId], list[JobId]] = {}
+    for job, owner in sorted(ownership.items()):
+        for device in owner.record.devices:
+            found.setdefault((owner.record.region, device), []).append(job)
+    return found
+
+
+def _reserved(reservations: Mapping[JobId, Versioned[ReservationRecord]]) -> dict[DeviceId, list[JobId]]:
+    found: dict[DeviceId, list[JobId]] = {}
+    for job, reservation in sorted(reservations.items()):
+        for device in reservation.record.devices:
+            found.setdefault(device, []).append(job)
+    return found
 
 
 def stopped(world: GlobalState, job: JobId, epoch: Epoch) -> bool:
@@ -59,6 +74,8 @@ def stopped(world: GlobalState, job: JobId, epoch: Epoch) -> bool:
 def _unknown(state: RegionState, world: GlobalState) -> str:
     if not world.fresh:
         return "the global store cannot be reached, so nobody knows which jobs are on it"
+    if not world.suspect_keys and not state.suspect_keys:
+        return ""
     owned = KEYS.prefix("ownership")
     reserved = RegionKeys(state.region).prefix("reservations")
     bad = next((key for key in sorted(world.suspect_keys) if key.startswith(owned)), "")

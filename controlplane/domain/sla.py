@@ -7,16 +7,18 @@ entry ends where the next begins, and the account holds the interval that is sti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 
 from controlplane.domain import uptime
 from controlplane.domain.uptime import Standing, Step
 from gridkeeper.decision import Decision, Draft, Now, Versioned
+from gridkeeper.ids import DeviceId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.books import AccountRecord, EntryRecord, Totals, UptimeClass
+from gridkeeper.records.fleet import CordonRecord, HealthRecord
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 MAX_WRITES = 100
@@ -156,21 +158,76 @@ def _decision(draft: Draft, scopes: list[str]) -> Decision:
     return Decision("ledger.append", f"booked {named}", draft.writes(), subject=f"sla/{scopes[0]}", audit=False)
 
 
+@dataclass(slots=True)
+class _Settled:
+    """Per device the standing of its health record, and the record and the account after which there was nothing to
+    book: thousands of devices do not change from one look to the next."""
+
+    _standings: dict[DeviceId, Standing] = field(default_factory=dict)
+    _of: dict[DeviceId, Versioned[HealthRecord]] = field(default_factory=dict)
+    _health: Mapping[DeviceId, Versioned[HealthRecord]] | None = None
+    _cordons: Mapping[str, Versioned[CordonRecord]] | None = None
+    _booked: dict[DeviceId, tuple[Standing, Versioned[AccountRecord]]] = field(default_factory=dict)
+    _until_ms: int = 0
+
+    def standings(self, state: RegionState) -> Mapping[DeviceId, Standing]:
+        """Another object whenever one of them is another."""
+        if state.health is self._health and state.cordons is self._cordons:
+            return self._standings
+        before, of = (self._standings, self._of) if state.cordons is self._cordons else ({}, {})
+        self._standings = {
+            device: before[device] if of.get(device) is health else uptime.of_device(state, health.record)
+            for device, health in state.health.items()
+        }
+        self._of, self._health, self._cordons = dict(state.health), state.health, state.cordons
+        return self._standings
+
+    def unsettled(self, state: RegionState, now_ms: int) -> list[tuple[DeviceId, str]]:
+        """Devices, sorted, with their scopes, whose account may have something to book; the rest have not. Call
+        ``standings`` first."""
+        if now_ms >= self._until_ms:
+            self._until_ms = month_end(month_of(now_ms))
+            self._booked.clear()
+        accounts, booked, found = state.accounts, self._booked, []
+        for device, standing in self._standings.items():
+            scope = f"device/{device}"
+            account, known = accounts.get(scope), booked.get(device)
+            if known is not None and known[0] is standing and known[1] is account:
+                continue
+            found.append((device, scope))
+            if account is not None and fold(account.record, standing, now_ms) == (account.record, ()):
+                booked[device] = (standing, account)
+            else:
+                booked.pop(device, None)
+        if len(booked) > len(self._standings):
+            self._booked = {device: known for device, known in booked.items() if device in self._standings}
+        return sorted(found)
+
+
 def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """The devices' and the region's accounts (region store). A device whose health is not readable is left alone."""
-    keys = RegionKeys(state.region)
-    windows, books, standings = uptime.announced(state), list[Book](), list[Standing]()
-    for device, health in sorted(state.health.items()):
-        scope, standing = f"device/{device}", uptime.of_device(state, health.record)
+    keys, kept, windows = RegionKeys(state.region), state.memo.of(_Settled), uptime.announced(state)
+    standings = kept.standings(state)
+    covered = {
+        device: (*windows.get(device, ()), *windows.get(health.record.node, ()))
+        for device, health in (state.health.items() if windows else ())
+        if device in windows or health.record.node in windows
+    }
+    books: list[Book] = [
+        (scope, ((standings[device], now.ledger_ms),), state.accounts.get(scope))
+        for device, scope in kept.unsettled(state, now.ledger_ms)
+        if device not in covered
+    ]
+    under_maintenance: dict[DeviceId, Standing] = {}
+    for device, covering in sorted(covered.items()):
+        scope = f"device/{device}"
         account = state.accounts.get(scope)
-        steps: tuple[Step, ...] = ((standing, now.ledger_ms),)
-        if windows:
-            covering = (*windows.get(device, ()), *windows.get(health.record.node, ()))
-            since_ms = account.record.since_ms if account else now.ledger_ms
-            steps = uptime.through(covering, standing, since_ms, now.ledger_ms) if covering else steps
+        since_ms = account.record.since_ms if account else now.ledger_ms
+        steps = uptime.through(covering, standings[device], since_ms, now.ledger_ms)
         books.append((scope, steps, account))
-        standings.append(steps[-1][0])
-    region = uptime.of_region(state, settings, tuple(standings))
+        under_maintenance[device] = steps[-1][0]
+    shown = {**standings, **under_maintenance} if under_maintenance else standings
+    region = state.memo.once(uptime.of_region, shown, len(state.devices), settings)
     if region is not None:
         scope = f"region/{state.region}"
         books.append((scope, ((region, now.ledger_ms),), state.accounts.get(scope)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import Epoch, JobId
+from gridkeeper.ids import DeviceId, Epoch, JobId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.books import UptimeClass
 from gridkeeper.records.care import MaintenanceRecord, MaintenanceState
@@ -106,7 +106,8 @@ def _merged(windows: Sequence[MaintenanceRecord]) -> list[tuple[int, int, Mainte
 
 def of_device(state: RegionState, health: HealthRecord) -> Standing:
     """Maintenance is excluded, whatever else holds; then the device's health speaks."""
-    excluded = _maintenance((state.cordons.get(health.device), state.cordons.get(health.node)))
+    cordons = state.cordons
+    excluded = _maintenance((cordons.get(health.device), cordons.get(health.node))) if cordons else None
     if excluded is not None:
         return excluded
     refs = tuple(str(ref) for ref in (health.incident, health.drain) if ref)
@@ -114,16 +115,15 @@ def of_device(state: RegionState, health: HealthRecord) -> Standing:
     return Standing(class_of(health.state), health.since_ms, reason, refs)
 
 
-def of_region(state: RegionState, settings: Settings, standings: Sequence[Standing] | None = None) -> Standing | None:
+def of_region(by_device: Mapping[DeviceId, Standing], devices: int, settings: Settings) -> Standing | None:
     """A region is up while no more of its devices are out than its budget holds back for faults, degraded while any
     is left, down when none is; unknown while most are. Devices in maintenance do not count, and a region that has no
-    others is excluded. None: it has no devices yet. ``standings``: of all devices, if they are known already."""
-    if not state.health:
+    others is excluded. None: it has no devices yet. ``by_device``: of all of them. ``devices``: in the inventory."""
+    standings = by_device.values()
+    if not standings:
         return None
-    if standings is None:
-        standings = [of_device(state, v.record) for v in state.health.values()]
-    counts = Counter(s.uptime for s in standings)
-    total = (len(state.devices) or len(standings)) - counts[UptimeClass.EXCLUDED]
+    counts = Counter([s.uptime for s in standings])
+    total = (devices or len(standings)) - counts[UptimeClass.EXCLUDED]
     usable = counts[UptimeClass.UP] + counts[UptimeClass.DEGRADED]
     spare = max((p.fraction for p in settings.policy.budgets if p.kind == "region"), default=0.0)
     if total <= 0:

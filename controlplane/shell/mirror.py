@@ -14,6 +14,7 @@ from typing import Any
 from gridkeeper import codec, keys
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Revision
+from gridkeeper.memo import Memo
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import KeyValue, Store, StoreError, WatchBatch
 
@@ -39,12 +40,14 @@ class Mirror:
         self._published: dict[str, dict[str, Versioned[Any]]] = {}
         self._dirty: set[str] = set()
         self._suspect: set[str] = set()
+        self._shown: frozenset[str] = frozenset()
         self._heard_ms = -STALE_AFTER_MS
         self._moved = asyncio.Event()
         self._listeners: list[tuple[frozenset[str], Callable[[Changed], None]]] = []
         self._changed: dict[str, set[str]] = {}
         self.revision = Revision(0)
         self.version = 0
+        self.memo = Memo()
 
     async def run(self) -> None:
         """Load, then follow for ever. A store that is away is waited for."""
@@ -154,7 +157,9 @@ class Mirror:
 
     @property
     def suspect(self) -> frozenset[str]:
-        return frozenset(self._suspect)
+        if self._shown != self._suspect:
+            self._shown = frozenset(self._suspect)
+        return self._shown
 
     def kind(self, kind: str) -> Mapping[str, Versioned[Any]]:
         """Name -> record of one kind, as a mapping that never changes once handed out."""

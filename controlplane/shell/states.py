@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import RegionId, Revision
+from gridkeeper.memo import Memo
 from gridkeeper.snapshot import GlobalState, RegionState
 
 
@@ -21,6 +22,9 @@ class Records(Protocol):
 
     @property
     def suspect(self) -> frozenset[str]: ...
+
+    @property
+    def memo(self) -> Memo: ...
 
     def kind(self, kind: str) -> Mapping[str, Versioned[Any]]: ...
 
@@ -61,6 +65,7 @@ def region_state(region: RegionId, mirror: Records) -> RegionState:
         witnesses=kind("witnesses"),
         policy=mirror.one("policy"),
         suspect_keys=mirror.suspect,
+        memo=mirror.memo,
     )
 
 
@@ -90,4 +95,5 @@ def global_state(mirror: Records) -> GlobalState:
         policy=mirror.one("policy"),
         policies=kind("policies"),
         suspect_keys=mirror.suspect,
+        memo=mirror.memo,
     )

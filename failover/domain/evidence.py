@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.records.common import Scope, Severity
 from gridkeeper.records.faults import DrainRecord, DrainState, IncidentRecord, IncidentState
@@ -51,11 +52,25 @@ def of_exit(state: RegionState, node: NodeId, devices: tuple[DeviceId, ...], end
 
 def open_incidents(state: RegionState, node: NodeId, devices: tuple[DeviceId, ...]) -> Iterator[IncidentRecord]:
     """Unresolved incidents on the node or these devices that speak of failing hardware, in order of id."""
-    subjects = {str(node), *devices}
-    for _, incident in sorted(state.incidents.items()):
-        record = incident.record
-        if record.subject in subjects and record.state is not IncidentState.RESOLVED and _of_hardware(state, record):
+    by_subject = state.memo.once(_unresolved, state.incidents)
+    if not by_subject:
+        return
+    found = [record for subject in {str(node), *devices} for record in by_subject.get(subject, ())]
+    for record in sorted(found, key=_id):
+        if _of_hardware(state, record):
             yield record
+
+
+def _unresolved(incidents: Mapping[str, Versioned[IncidentRecord]]) -> dict[str, list[IncidentRecord]]:
+    found: dict[str, list[IncidentRecord]] = {}
+    for incident in incidents.values():
+        if incident.record.state is not IncidentState.RESOLVED:
+            found.setdefault(incident.record.subject, []).append(incident.record)
+    return found
+
+
+def _id(record: IncidentRecord | DrainRecord) -> str:
+    return record.id
 
 
 def _of_hardware(state: RegionState, incident: IncidentRecord) -> bool:
@@ -68,6 +83,12 @@ def _of_hardware(state: RegionState, incident: IncidentRecord) -> bool:
 
 def drains_on(state: RegionState, devices: tuple[DeviceId, ...]) -> Iterator[DrainRecord]:
     """Drains of these devices, in order of id."""
-    for _, drain in sorted(state.drains.items()):
-        if drain.record.device in devices:
-            yield drain.record
+    by_device = state.memo.once(_by_device, state.drains)
+    yield from sorted((record for device in set(devices) for record in by_device.get(device, ())), key=_id)
+
+
+def _by_device(drains: Mapping[str, Versioned[DrainRecord]]) -> dict[DeviceId, list[DrainRecord]]:
+    found: dict[DeviceId, list[DrainRecord]] = {}
+    for drain in drains.values():
+        found.setdefault(drain.record.device, []).append(drain.record)
+    return found

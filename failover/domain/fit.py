@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 from failover.domain.evidence import open_incidents
+from failover.domain.holders import Holders, Room
 from failover.domain.indexes import living_owners
 from gridkeeper.decision import Guard, Versioned, guards_of
 from gridkeeper.hearing import heard
-from gridkeeper.ids import DeviceId, JobId, NodeId
+from gridkeeper.ids import DeviceId, NodeId, RegionId
 from gridkeeper.keys import RegionKeys
-from gridkeeper.records.faults import DrainState
-from gridkeeper.records.fleet import HealthState, NodeState
+from gridkeeper.records.faults import DrainRecord, DrainState, ReplicaRecord
+from gridkeeper.records.fleet import (
+    CordonRecord,
+    DeviceRecord,
+    HealthRecord,
+    HealthState,
+    LivenessRecord,
+    NodeState,
+    SessionRecord,
+)
 from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, ReservationRecord
 from gridkeeper.snapshot import GlobalState, RegionState
 from gridkeeper.timings import Timings
@@ -22,8 +32,8 @@ BARRED_BY_DRAIN = frozenset(
 )
 """A drain in one of these states keeps new work off its device; a refused one too (rule 7)."""
 
-FUTURE = 1 << 62
-"""Later than every revision."""
+HEALTHY = (HealthState.HEALTHY,)
+USABLE = (HealthState.HEALTHY, HealthState.SUSPECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +54,12 @@ class NoRoom:
 def barred(state: RegionState, device: DeviceId) -> str:
     """Why nothing new is placed on this device; "" if it may be. What is missing or does not decode is unknown, and
     unknown is not healthy."""
-    return _out(state, device, frozenset({HealthState.HEALTHY}))
+    return _out(state, device, HEALTHY)
 
 
 def usable(state: RegionState, device: DeviceId) -> bool:
     """It can run work: as ``barred``, but a suspect device still counts."""
-    return not _out(state, device, frozenset({HealthState.HEALTHY, HealthState.SUSPECT}))
+    return not _out(state, device, USABLE)
 
 
 def silent(state: RegionState, node: NodeId) -> bool:
@@ -57,7 +67,7 @@ def silent(state: RegionState, node: NodeId) -> bool:
     return heard(state, node) is False
 
 
-def _out(state: RegionState, device: DeviceId, good: frozenset[HealthState]) -> str:
+def _out(state: RegionState, device: DeviceId, good: tuple[HealthState, ...]) -> str:
     record = state.devices.get(device)
     if record is None:
         return "it is not in the inventory"
@@ -65,22 +75,28 @@ def _out(state: RegionState, device: DeviceId, good: frozenset[HealthState]) -> 
     unread = state.suspect_keys and state.suspect_keys.intersection(relied_keys(RegionKeys(state.region), node, device))
     if unread:
         return f"{min(unread)} does not decode"
+    why = _node_out(state, node)
+    if why:
+        return why
+    if device in state.cordons:
+        return f"{device} is cordoned"
+    if not record.record.present:
+        return "it is missing"
+    health = state.health.get(device)
+    if health is None or not any(health.record.state is state for state in good):
+        return f"it is {health.record.state.value if health else 'of unknown health'}"
+    if health.record.uuid and record.record.uuid != health.record.uuid:
+        return "another card than the one that was judged is in it"
+    return ""
+
+
+def _node_out(state: RegionState, node: NodeId) -> str:
     liveness = state.liveness.get(node)
     if liveness is None or liveness.record.state is not NodeState.ALIVE:
         return f"node {node} is {liveness.record.state.value if liveness else 'not known to be alive'}"
     if silent(state, node):
         return f"node {node} is not heard now"
-    for target in (str(node), str(device)):
-        if target in state.cordons:
-            return f"{target} is cordoned"
-    if not record.record.present:
-        return "it is missing"
-    health = state.health.get(device)
-    if health is None or health.record.state not in good:
-        return f"it is {health.record.state.value if health else 'of unknown health'}"
-    if health.record.uuid and record.record.uuid != health.record.uuid:
-        return "another card than the one that was judged is in it"
-    return ""
+    return f"{node} is cordoned" if node in state.cordons else ""
 
 
 def relied_keys(keys: RegionKeys, node: NodeId, device: DeviceId) -> tuple[str, ...]:
@@ -112,17 +128,58 @@ def relied_guards(state: RegionState, place: Place) -> tuple[Guard, ...]:
 
 def drained_devices(state: RegionState) -> frozenset[DeviceId]:
     """Devices that a drain keeps new work off."""
-    return frozenset(d.record.device for d in state.drains.values() if d.record.state in BARRED_BY_DRAIN)
+    return state.memo.once(_drained_devices, state.drains)
 
 
-def eligible(state: RegionState) -> dict[NodeId, list[DeviceId]]:
+def _drained_devices(drains: Mapping[str, Versioned[DrainRecord]]) -> frozenset[DeviceId]:
+    return frozenset(d.record.device for d in drains.values() if d.record.state in BARRED_BY_DRAIN)
+
+
+def eligible(state: RegionState) -> Mapping[NodeId, list[DeviceId]]:
     """Devices that may take new work, taken or not, by node, in order of the nodes' names."""
-    drained = drained_devices(state)
-    nodes: dict[NodeId, list[DeviceId]] = {}
-    for device, record in state.devices.items():
-        if device not in drained and not barred(state, device):
-            nodes.setdefault(record.record.node, []).append(device)
-    return dict(sorted(nodes.items()))
+    return _every(state)[0]
+
+
+def usable_count(state: RegionState) -> int:
+    """How many devices are ``usable``."""
+    return _every(state)[1]
+
+
+def _every(state: RegionState) -> tuple[Mapping[NodeId, list[DeviceId]], int]:
+    return state.memo.once(
+        _look_at_all, state.region, state.devices, state.health, state.liveness, state.sessions, state.replicas,
+        state.cordons, state.drains, state.suspect_keys,
+    )  # fmt: skip
+
+
+def _look_at_all(
+    region: RegionId,
+    devices: Mapping[DeviceId, Versioned[DeviceRecord]],
+    health: Mapping[DeviceId, Versioned[HealthRecord]],
+    liveness: Mapping[NodeId, Versioned[LivenessRecord]],
+    sessions: Mapping[NodeId, Versioned[SessionRecord]],
+    replicas: Mapping[str, Versioned[ReplicaRecord]],
+    cordons: Mapping[str, Versioned[CordonRecord]],
+    drains: Mapping[str, Versioned[DrainRecord]],
+    suspect_keys: frozenset[str],
+) -> tuple[Mapping[NodeId, list[DeviceId]], int]:
+    """``eligible`` and ``usable_count``; no more of a state counts than what is handed in."""
+    state = RegionState(
+        region, devices=devices, health=health, liveness=liveness, sessions=sessions, replicas=replicas,
+        cordons=cordons, drains=drains, suspect_keys=suspect_keys,
+    )  # fmt: skip
+    drained, nodes, count = drained_devices(state), dict[NodeId, list[DeviceId]](), 0
+    out_of_question: dict[NodeId, bool] = {}
+    for device, record in devices.items():
+        node, held = record.record.node, health.get(device)
+        if node not in out_of_question:  # what holds for a whole node is asked once
+            out_of_question[node] = not suspect_keys and bool(_node_out(state, node))
+        if out_of_question[node] or held is None or _out(state, device, USABLE):
+            continue
+        count += 1
+        if held.record.state is HealthState.HEALTHY and device not in drained:
+            nodes.setdefault(node, []).append(device)
+    return dict(sorted(nodes.items())), count
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
@@ -138,30 +195,6 @@ def _natural(name: str) -> tuple[tuple[int, str], ...]:
             digits = ""
         parts.append((-1, char))
     return tuple(parts)
-
-
-@dataclass(slots=True)
-class Holders:
-    """Who holds each device, and since which revision of the region's store. An owner whose processes may be alive
-    holds since 0: nothing comes before it. Of two reservations the earlier one holds: offers are made in the order of
-    revisions, so the later one was never offered."""
-
-    by_device: dict[DeviceId, dict[JobId, int]] = field(default_factory=dict)
-
-    def add(self, job: JobId, devices: tuple[DeviceId, ...], since: int) -> None:
-        for device in devices:
-            held = self.by_device.setdefault(device, {})
-            held[job] = min(held.get(job, since), since)
-
-    def drop(self, job: JobId, devices: tuple[DeviceId, ...]) -> None:
-        """Its reservation is given up; a living owner's hold stays."""
-        for device in devices:
-            if self.by_device.get(device, {}).get(job):
-                del self.by_device[device][job]
-
-    def others(self, device: DeviceId, job: JobId, before: int = FUTURE) -> list[JobId]:
-        """Other jobs that hold it since before ``before``."""
-        return sorted(j for j, since in self.by_device.get(device, {}).items() if j != job and since < before)
 
 
 def occupied(state: RegionState, world: GlobalState, mono_ms: int, timings: Timings) -> Holders:
@@ -190,26 +223,22 @@ def blamed(state: RegionState, world: GlobalState, migration: MigrationRecord) -
 
 
 def find_place(
-    state: RegionState,
-    world: GlobalState,
-    spec: JobSpec,
-    migration: MigrationRecord,
-    candidates: Mapping[NodeId, list[DeviceId]],
-    holders: Holders,
+    state: RegionState, world: GlobalState, spec: JobSpec, migration: MigrationRecord, room: Room, holders: Holders
 ) -> Place | NoRoom:
-    """Devices for the whole gang on one node. ``candidates``: see ``eligible``.
+    """Devices for the whole gang on one node.
 
     Among the nodes with room: not the source node, then fewest open incidents, then the fewest free devices left over
     (so that large gaps stay together), then by name.
     """
     excluded = blamed(state, world, migration)
     owner = world.ownership.get(migration.job)
-    source_node = owner.record.node if owner is not None and owner.record.region == state.region else ""
+    source_node = owner.record.node if owner is not None and owner.record.region == state.region else NodeId("")
     need = max(1, spec.devices)
-    best: tuple[tuple[int, int, int, str], Place] | None = None
-    most = 0
-    for node, devices in candidates.items():
-        free = [
+    own = {state.devices[d].record.node for d in holders.by_job.get(migration.job, ()) if d in state.devices}
+
+    def free(node: NodeId) -> list[DeviceId]:
+        devices = room.candidates.get(node, ()) if node in own else room.free(node)
+        return [
             d
             for d in devices
             if d not in excluded
@@ -217,16 +246,27 @@ def find_place(
             and holders.by_device.get(d, {}).get(migration.job) != 0
             and (not spec.model or state.devices[d].record.model == spec.model)
         ]
-        most = max(most, len(free))
-        if len(free) < need:
+
+    best: tuple[tuple[int, int, int, str], Place] | None = None
+    special = sorted({*own, source_node})
+    for node in chain(special, room.nodes(need)):
+        devices = free(node)
+        if len(devices) < need:
             continue
-        chosen = tuple(sorted(free, key=_natural)[:need])
+        chosen = tuple(sorted(devices, key=_natural)[:need])
         troubled = sum(1 for _ in open_incidents(state, node, chosen))
-        score = (int(node == source_node), troubled, len(free) - len(chosen), str(node))
+        score = (int(node == source_node), troubled, len(devices) - len(chosen), str(node))
         if best is None or score < best[0]:
             best = (score, Place(node, chosen))
+        if not troubled and not spec.model and node not in special:
+            break  # those that follow leave more free devices over, or come later by name
     if best is not None:
         return best[1]
+    most = max((len(free(node)) for node in own), default=0)
+    for count, node in room.fullest_first():
+        if count <= most:
+            break
+        most = max(most, len(free(node)))
     model = f" of model {spec.model}" if spec.model else ""
     return NoRoom(f"no node of {state.region} has {need} free healthy devices{model} together (most: {most})")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from failover.domain.fencing import takeover_allowed
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import Epoch, JobId, MigrationId, RegionId
+from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, RegionId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
 from gridkeeper.records.jobs import (
     TERMINAL_JOB,
     TERMINAL_MIGRATION,
+    JobRecord,
     MigrationRecord,
     MigrationState,
     OfferRecord,
@@ -44,11 +45,17 @@ def is_active(migration: MigrationRecord) -> bool:
     return migration.state not in TERMINAL_MIGRATION
 
 
-def active_migrations(world: GlobalState) -> dict[JobId, Versioned[MigrationRecord]]:
+def active_migrations(world: GlobalState) -> Mapping[JobId, Versioned[MigrationRecord]]:
     """The active migration of each job that has one: the one that the job's own record names."""
+    return world.memo.once(_active_migrations, world.jobs, world.migrations)
+
+
+def _active_migrations(
+    jobs: Mapping[JobId, Versioned[JobRecord]], migrations: Mapping[MigrationId, Versioned[MigrationRecord]]
+) -> dict[JobId, Versioned[MigrationRecord]]:
     found: dict[JobId, Versioned[MigrationRecord]] = {}
-    for job, record in world.jobs.items():
-        migration = world.migrations.get(record.record.migration)
+    for job, record in jobs.items():
+        migration = migrations.get(record.record.migration)
         if migration is not None and is_active(migration.record):
             found[job] = migration
     return found
@@ -94,13 +101,33 @@ def released(
 
 def living_owners(world: GlobalState, mono_ms: int, timings: Timings) -> Iterator[Versioned[OwnershipRecord]]:
     """Ownerships whose processes may be alive, in order of job."""
-    for job, ownership in sorted(world.ownership.items()):
+    for job in world.memo.once(_sorted_jobs, world.ownership):
+        ownership = world.ownership[job]
         record = world.jobs.get(job)
         if record is not None and record.record.state in TERMINAL_JOB:
             continue
         run = run_of(world, job, ownership.record.epoch)
         if not released(ownership, run, mono_ms, timings):
             yield ownership
+
+
+def _sorted_jobs(ownership: Mapping[JobId, Versioned[OwnershipRecord]]) -> list[JobId]:
+    return sorted(ownership)
+
+
+def living_devices(
+    world: GlobalState, mono_ms: int, timings: Timings
+) -> Mapping[tuple[RegionId, DeviceId], set[JobId]]:
+    """Devices that ``living_owners`` name, with the jobs that own them."""
+    return world.memo.once(_living_devices, world, mono_ms, timings)
+
+
+def _living_devices(world: GlobalState, mono_ms: int, timings: Timings) -> dict[tuple[RegionId, DeviceId], set[JobId]]:
+    found: dict[tuple[RegionId, DeviceId], set[JobId]] = {}
+    for owner in living_owners(world, mono_ms, timings):
+        for device in owner.record.devices:
+            found.setdefault((owner.record.region, device), set()).add(owner.record.job)
+    return found
 
 
 def next_epoch(world: GlobalState, ownership: Versioned[OwnershipRecord] | None) -> Epoch:
@@ -136,6 +163,8 @@ def refused_regions(migration: MigrationRecord) -> tuple[RegionId, ...]:
 def unreadable(world: GlobalState, job: JobId) -> str:
     """The first key about this job that does not decode; "" if all do. What it stood for is unknown, so nothing is
     decided on it: neither that the job runs nor that it does not."""
+    if not world.suspect_keys:
+        return ""
     record, ownership = world.jobs.get(job), world.ownership.get(job)
     keys = [KEYS.job(job), KEYS.ownership(job), KEYS.head(job)]
     if record is not None and record.record.migration:

@@ -16,7 +16,7 @@ from failover.domain.indexes import (
     LANDED,
     confirmed_stopped,
     is_active,
-    living_owners,
+    living_devices,
     released,
     run_key,
     run_of,
@@ -283,13 +283,9 @@ class _Step:
 
     def _move(self, offer: Versioned[OfferRecord]) -> Decision | None:
         wanted = {(offer.record.region, device) for device in offer.record.devices}
-        occupied = {
-            (owner.record.region, device)
-            for owner in living_owners(self.world, self.now.mono_ms, self.settings.timings)
-            if owner.record.job != self.record.job
-            for device in owner.record.devices
-        }
-        if wanted & (occupied | self.taken):
+        living = living_devices(self.world, self.now.mono_ms, self.settings.timings)
+        occupied = any(living.get(device, set()) - {self.record.job} for device in wanted)
+        if occupied or wanted & self.taken:
             return None  # the offer is older than that owner, or the other way round: one of them goes
         self.taken.update(wanted)
         return move_ownership(self.world, self.job, self.migration, offer, self.now)

@@ -8,12 +8,9 @@ offer is gone: until then the ownership may move on to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from failover.domain.fit import (
-    FUTURE,
-    Holders,
     NoRoom,
     Place,
     blamed,
@@ -22,14 +19,15 @@ from failover.domain.fit import (
     occupied,
     relied_guards,
     unfit,
-    usable,
+    usable_count,
 )
+from failover.domain.holders import FUTURE, Holders, Room
 from failover.domain.indexes import LANDED, active_migrations, current_offer, is_active, unreadable, wants_to_run
 from failover.domain.regions import choose_region
 from failover.domain.requests import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
 from gridkeeper.hearing import in_doubt
-from gridkeeper.ids import DeviceId, JobId, NodeId, ReplicaId
+from gridkeeper.ids import JobId, NodeId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.fleet import NodeState
 from gridkeeper.records.jobs import (
@@ -52,7 +50,7 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
     keys = RegionKeys(state.region)
     coming = _coming(state, world)
     holders = occupied(state, world, now.mono_ms, settings.timings)
-    candidates = eligible(state) if coming else {}
+    room = Room(eligible(state) if coming else {}, holders)
     here = {job for job, owner in world.ownership.items() if owner.record.region == state.region}
     decisions: list[Decision] = []
     for job in sorted({*coming, *here, *state.reservations}):
@@ -68,7 +66,7 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
                 continue
             if held is not None and _offered(world, held.record):
                 continue
-            place = find_place(state, world, spec, migration, candidates, holders)
+            place = find_place(state, world, spec, migration, room, holders)
             if isinstance(place, Place):
                 decision = _reserve(state, job, migration, place, held, now)
                 _rehold(holders, job, held, place)
@@ -178,13 +176,13 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
     if not world.fresh or grant is None or held_grant is None or not coming:
         return ()
     holders = occupied(state, world, now.mono_ms, settings.timings)
-    candidates = eligible(state)
+    room = Room(eligible(state), holders)
     decisions: list[Decision] = []
     for job, migration in sorted(coming.items()):
         offer_key = KEYS.offer(migration.record.id)
         if unreadable(world, job):
             continue
-        answer = _answer(state, world, migration.record, candidates, holders, held_grant.record.term)
+        answer = _answer(state, world, migration.record, room, holders, held_grant.record.term)
         old = world.offers.get(migration.record.id)
         guards = (grant, Guard(KEYS.migration(migration.record.id), migration.revision))
         name = f"migration/{migration.record.id}"
@@ -206,19 +204,11 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
     return tuple(decisions)
 
 
-def _withdrawn(state: RegionState, old: Versioned[OfferRecord], migration: Guard, grant: Guard) -> Decision:
-    record = old.record
-    why = f"{', '.join(record.devices)} of {state.region} are no longer good for migration {record.migration}"
-    delete = Delete(KEYS.offer(record.migration), old.revision)
-    name = f"migration/{record.migration}"
-    return Decision("place.release", f"{why}: the offer is withdrawn", (delete,), (grant, migration), name)
-
-
 def _answer(
     state: RegionState,
     world: GlobalState,
     migration: MigrationRecord,
-    candidates: Mapping[NodeId, list[DeviceId]],
+    room: Room,
     holders: Holders,
     term: int,
 ) -> OfferRecord | None:
@@ -232,7 +222,7 @@ def _answer(
     ):
         node, devices = held.record.node, held.record.devices
         return OfferRecord(migration.id, migration.attempt, state.region, node, devices, "", term)
-    place = find_place(state, world, spec, migration, candidates, holders)
+    place = find_place(state, world, spec, migration, room, holders)
     if isinstance(place, NoRoom):
         return OfferRecord(migration.id, migration.attempt, state.region, NodeId(""), (), place.sentence, term)
     return None
@@ -246,7 +236,7 @@ def published_region(
     if not world.fresh or grant is None or KEYS.region(state.region) in world.suspect_keys:
         return None
     holders = occupied(state, world, now.mono_ms, settings.timings)
-    free = [sum(1 for d in devices if not holders.by_device.get(d)) for devices in eligible(state).values()]
+    free = Room(eligible(state), holders).counts()
     alive = sum(1 for v in state.liveness.values() if v.record.state is NodeState.ALIVE)
     record = RegionRecord(
         region=state.region,
@@ -254,7 +244,7 @@ def published_region(
         nodes=len(state.nodes),
         nodes_alive=alive,
         devices=len(state.devices),
-        usable=sum(1 for d in state.devices if usable(state, d)),
+        usable=usable_count(state),
         free=sum(free),
         largest_free=max(free, default=0),
         in_doubt=in_doubt(state, settings),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from failover.domain import evidence
@@ -21,7 +22,7 @@ from failover.domain.indexes import (
 )
 from failover.domain.withdrawal import THEN, withdraw
 from gridkeeper.decision import Decision, Guard, Now, Put, Versioned, guards_of
-from gridkeeper.ids import DrainId, IncidentId, RegionId
+from gridkeeper.ids import DrainId, Epoch, IncidentId, JobId, MigrationId, RegionId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
 from gridkeeper.records.faults import DrainMode, DrainRecord, DrainState
@@ -206,13 +207,7 @@ def _silent_cause(state: RegionState, owner: OwnershipRecord, silent: Versioned[
 def _evacuation(state: RegionState, world: GlobalState, owner: OwnershipRecord, now: Now) -> DrainRecord | None:
     """The oldest drain that wants the job off its devices now. A move for it that a human cancelled is not asked
     again."""
-    declined = {
-        m.record.drain
-        for m in world.migrations.values()
-        if m.record.job == owner.job
-        and m.record.source_epoch == owner.epoch
-        and m.record.state is MigrationState.CANCELLED
-    }
+    declined = world.memo.once(_declined, world.migrations).get((owner.job, owner.epoch), set())
     wanted = [
         d
         for d in evidence.drains_on(state, owner.devices)
@@ -230,6 +225,16 @@ def _moves_jobs(drain: DrainRecord, now: Now) -> bool:
             return False
         case DrainMode.DEADLINE:
             return now.ledger_ms >= drain.wait_until_ms
+
+
+def _declined(migrations: Mapping[MigrationId, Versioned[MigrationRecord]]) -> dict[tuple[JobId, Epoch], set[DrainId]]:
+    """Drains for which a move of that epoch was cancelled."""
+    found: dict[tuple[JobId, Epoch], set[DrainId]] = {}
+    for migration in migrations.values():
+        record = migration.record
+        if record.state is MigrationState.CANCELLED:
+            found.setdefault((record.job, record.source_epoch), set()).add(record.drain)
+    return found
 
 
 def _drain_cause(state: RegionState, drain: DrainRecord, owner: OwnershipRecord, now: Now) -> Cause:
