@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from controlplane.domain import health
@@ -59,8 +59,9 @@ from gridkeeper.snapshot import GlobalState, RegionState, Settings
 BATCH = 16
 """Drains per transaction: four records and two guards each, and the budgets."""
 
-DRAINABLE = frozenset({HealthState.SUSPECT, HealthState.DEGRADED})
-BY_HAND = frozenset({*DRAINABLE, HealthState.HEALTHY, HealthState.PROBATION, HealthState.UNKNOWN})
+BY_HAND = frozenset(
+    {HealthState.SUSPECT, HealthState.DEGRADED, HealthState.HEALTHY, HealthState.PROBATION, HealthState.UNKNOWN}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,8 @@ def decide_drains(
 ) -> tuple[Decision, ...]:
     """Progress of drains under way, one decision each; then what is new, in one of at most ``most`` drains."""
     keys = RegionKeys(state.region)
-    findings = by_subject(state.findings)
-    newest = _newest_by_device(state)
+    findings = state.memo.once(by_subject, state.findings)
+    newest = state.memo.once(_newest_by_device, state.drains)
     decisions: list[Decision] = []
     for drain in newest.values():
         if drain.record.state in UNDER_WAY:
@@ -140,10 +141,10 @@ def decide_drains(
     return tuple(decisions)
 
 
-def _newest_by_device(state: RegionState) -> dict[DeviceId, Drain]:
+def _newest_by_device(drains: Mapping[str, Drain]) -> dict[DeviceId, Drain]:
     """A shadow drain took nothing out, so it hides none that did."""
     newest: dict[DeviceId, Drain] = {}
-    for _, drain in sorted(state.drains.items()):
+    for _, drain in sorted(drains.items()):
         if drain.record.state is DrainState.SHADOW:
             continue
         other = newest.get(drain.record.device)
@@ -164,7 +165,8 @@ def _wishes(
     findings: dict[str, list[Finding]],
 ) -> Iterator[_Wish]:
     """Devices that evidence or humans want out, and that are in."""
-    for device in sorted({*state.drain_requests, *state.health}):
+    drainable = [device for device, held in state.health.items() if _drainable(held.record.state)]
+    for device in sorted({*state.drain_requests, *newest, *drainable}):
         held = state.health.get(device)
         if held is None or device not in state.devices:
             continue
@@ -180,10 +182,14 @@ def _wishes(
         if (request is not None or asked) and held.record.state in BY_HAND:
             active = tuple(f for f in bearing_on(findings, device) if f.record.active and weighs_on_device(f.record))
             yield _Wish(device, held, active, old, request)
-        elif held.record.state in DRAINABLE and settings.policy.mode is Mode.ACT:
+        elif _drainable(held.record.state) and settings.policy.mode is Mode.ACT:
             calling = tuple(f for f in bearing_on(findings, device) if f.record.active and calls_out(f.record))
             if _convicts(calling, _declined(last), settings, now):
                 yield _Wish(device, held, calling, old, None)
+
+
+def _drainable(state: HealthState) -> bool:
+    return state is HealthState.SUSPECT or state is HealthState.DEGRADED
 
 
 def _declined(last: Drain | None) -> Drain | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from controlplane.domain.assess import decide_health
 from controlplane.domain.borrowed import decide_returns
@@ -40,11 +41,34 @@ def _act(state: RegionState, world: GlobalState, settings: Settings, now: Now) -
     )
 
 
-Stage = Callable[[RegionState, GlobalState, Settings, Now], tuple[Decision, ...]]
-STAGES: tuple[Stage, ...] = (_detect, _judge, _act)
+def _detect_more(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    detected = decide_detection(state, settings, now)
+    return (detected,) if detected else ()
+
+
+def _drain_more(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    return decide_drains(state, world, settings, now)
+
+
+Decide = Callable[[RegionState, GlobalState, Settings, Now], tuple[Decision, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step, and what of it is decided again, on what was just written, while there is more than fits into one
+    transaction: everything else need not be looked at for that."""
+
+    decide: Decide
+    more: Decide | None = None
+
+
+STAGES: tuple[Stage, ...] = (Stage(_detect, _detect_more), Stage(_judge), Stage(_act, _drain_more))
 """The path of a fault in three steps: event to finding, finding to health, health to drain. A leader decides each on
 what the one before has written, so that a fault goes all the way in one round over the region instead of three. The
 ledger comes with the last: it sees each health that was written, also one that a drain replaces at once."""
+
+MOST_AGAIN = 40
+"""A stage is decided again at most so often before the region is looked at as a whole."""
 
 
 def decide_region(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
@@ -53,7 +77,7 @@ def decide_region(state: RegionState, world: GlobalState, settings: Settings, no
     No two of the decisions touch the same key: of those that would, only the first is returned, and the rest are
     decided again on the state that it leaves.
     """
-    return disjoint(decision for stage in STAGES for decision in stage(state, world, settings, now))
+    return disjoint(decision for stage in STAGES for decision in stage.decide(state, world, settings, now))
 
 
 def disjoint(decisions: Iterable[Decision]) -> tuple[Decision, ...]:

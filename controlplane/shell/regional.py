@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable
 
 from controlplane.domain.escrow import decide_promise, decide_share
+from controlplane.domain.escrow import decide_promise, decide_share
 from controlplane.domain.policies import decide_policy
-from controlplane.domain.region import STAGES, disjoint
+from controlplane.domain.region import MOST_AGAIN, STAGES, Decide, disjoint
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime
@@ -92,13 +93,22 @@ class RegionalLeader:
         copy = decide_policy(region_state(self._region, self._local), global_state(self._world))
         wrote = await apply_all(copy, self._local_applier, self._actor, self._fence) if self._local.fresh else False
         for stage in STAGES:
-            if not self._local.fresh:
-                return wrote
-            state, world = region_state(self._region, self._local), global_state(self._world)
-            decisions = disjoint(stage(state, world, self._settings, self._time.now(self._steady_ms())))
-            wrote |= await apply_all(decisions, self._local_applier, self._actor, self._fence)
+            once = await self._decide(stage.decide)
+            wrote |= once
+            for _ in range(MOST_AGAIN):
+                if stage.more is None or not once:
+                    break
+                once = await self._decide(stage.more)
         await self._notices.look(region_state(self._region, self._local))
         return wrote
+
+    async def _decide(self, decide: Decide) -> bool:
+        """On the newest state; whether anything was written."""
+        if not self._local.fresh:
+            return False
+        state, world = region_state(self._region, self._local), global_state(self._world)
+        decisions = disjoint(decide(state, world, self._settings, self._time.now(self._steady_ms())))
+        return await apply_all(decisions, self._local_applier, self._actor, self._fence)
 
     async def _move(self) -> bool:
         """What spans both stores: reservations here first, then the global store under the region's grant."""

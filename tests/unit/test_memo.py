@@ -75,8 +75,8 @@ def test_a_region_decides_the_same_with_and_without_memory(acts: list[tuple[str,
         for stage in STAGES * 2:
             fresh = store.state()
             last = _steady(fresh, last, memo)
-            decided = disjoint(stage(fresh, world, store.settings, store.now))
-            assert decided == disjoint(stage(last, world, store.settings, store.now))
+            decided = disjoint(stage.decide(fresh, world, store.settings, store.now))
+            assert decided == disjoint(stage.decide(last, world, store.settings, store.now))
             assert dict(eligible(last)) == dict(eligible(fresh))
             assert usable_count(last) == sum(usable(fresh, device) for device in fresh.devices)
             for decision in decided:
