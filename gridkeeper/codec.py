@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import operator
 import re
 import types
 import typing
@@ -67,10 +68,56 @@ def _enum_codec(kind: type[enum.Enum]) -> tuple[Callable[[Any], Any], Callable[[
     return to_number.__getitem__, decode
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    """How one record class is mapped. ``read``: all its fields of a record or a message at once, in order; the fields
+    that need more than that are in ``encoded`` and ``decoded``, with their places."""
+
+    message: type[Message]
+    names: tuple[str, ...]
+    read: Callable[[Any], tuple[Any, ...]]
+    encoded: tuple[tuple[int, Callable[[Any], Any]], ...]
+    decoded: tuple[tuple[int, Callable[[Any, Any], Any]], ...]
+
+
 @functools.cache
-def _plan(record: Hashable) -> tuple[_Field, ...]:
+def _plan(record: Hashable) -> _Plan:
     hints = typing.get_type_hints(record)
-    return tuple(_field(f.name, hints[f.name], f.default) for f in dataclasses.fields(typing.cast(Any, record)))
+    given = dataclasses.fields(typing.cast(Any, record))
+    fields = tuple(_field(f.name, hints[f.name], f.default) for f in given)
+    names = tuple(field.name for field in fields)
+    get = operator.attrgetter(*names)
+    read = get if len(names) > 1 else lambda value: (get(value),)
+    return _Plan(
+        message_type(typing.cast(Any, record)),
+        names,
+        read,
+        tuple((i, _encoder(field)) for i, field in enumerate(fields) if field.encode is not _same or field.optional),
+        tuple((i, _decoder(field)) for i, field in enumerate(fields) if field.decode is not _same or field.repeated),
+    )
+
+
+def _encoder(field: _Field) -> Callable[[Any], Any]:
+    encode = field.encode
+    if field.repeated:
+        return lambda value: [encode(item) for item in value]
+    if field.optional:
+        return lambda value: None if value is None else encode(value)
+    return encode
+
+
+def _decoder(field: _Field) -> Callable[[Any, Any], Any]:
+    """Of the message and the field's value in it."""
+    decode, name, default = field.decode, field.name, field.default
+    if field.repeated:
+        if decode is _same:
+            return lambda message, value: tuple(value)
+        return lambda message, value: tuple([decode(item) for item in value])
+    if field.optional:
+        return lambda message, value: decode(value) if message.HasField(name) else None
+    if default is not None:
+        return lambda message, value: default if value == 0 else decode(value)
+    return lambda message, value: decode(value)
 
 
 def _field(name: str, hint: Any, default: Any) -> _Field:
@@ -96,30 +143,20 @@ def message_type(record: type[Any]) -> type[Message]:
 
 def to_message(record: Any) -> Message:
     """The protobuf message of a record."""
-    arguments: dict[str, Any] = {}
-    for field in _plan(typing.cast(Hashable, type(record))):
-        value = getattr(record, field.name)
-        if field.repeated:
-            arguments[field.name] = [field.encode(item) for item in value]
-        elif value is not None:
-            arguments[field.name] = field.encode(value)
-    return message_type(type(record))(**arguments)
+    plan = _plan(typing.cast(Hashable, type(record)))
+    values = list(plan.read(record))
+    for index, encode in plan.encoded:
+        values[index] = encode(values[index])
+    return plan.message(**dict(zip(plan.names, values, strict=True)))
 
 
 def from_message(record: type[R], message: Message) -> R:
     """The record of a protobuf message. Raises ``CorruptRecord``."""
-    arguments: dict[str, Any] = {}
-    for field in _plan(typing.cast(Hashable, record)):
-        value = getattr(message, field.name)
-        if field.repeated:
-            arguments[field.name] = tuple(field.decode(item) for item in value)
-        elif field.optional and not message.HasField(field.name):
-            arguments[field.name] = None
-        elif field.default is not None and value == 0:
-            arguments[field.name] = field.default
-        else:
-            arguments[field.name] = field.decode(value)
-    return record(**arguments)
+    plan = _plan(typing.cast(Hashable, record))
+    values = list(plan.read(message))
+    for index, decode in plan.decoded:
+        values[index] = decode(message, values[index])
+    return record(*values)
 
 
 def encode(record: Any) -> bytes:
