@@ -1,9 +1,9 @@
 """Load on one replica: many agents in a process of its own, each with its own certificate, connection and stream.
 
 They speak the real protocol over mTLS. What an agent sends each second by the default timings is a *round*: telemetry
-of 8 devices, a heartbeat, a renewal and a workload report. A load of n rounds per second is what n nodes send, over
-fewer connections. The devices are healthy and no event comes from them. A renewal is answered in the order of what came
-before it, so its answer says that its round was taken; only those rounds are counted.
+of 8 devices, a heartbeat, a renewal and a workload report, in one message. A load of n rounds per second is what n
+nodes send, over fewer connections. The devices are healthy and no event comes from them. The answer to a renewal says
+that its message was taken; only those rounds are counted.
 
 As a program it reads lines "rate <rounds per second over all agents>" on standard input (``inf``: as fast as the server
 answers, ``0``: one each second and agent) and answers each with a line of JSON about the time since the line before.
@@ -141,11 +141,12 @@ class LoadAgent:
                     self._answered.clear()
                     await self._answered.wait()
             number += 1
-            await session.send(self._telemetry)
-            await session.send(AgentFrame(heartbeat=Heartbeat()))
-            await session.send(AgentFrame(workloads=WorkloadReport()))
             self._sent[number] = time.perf_counter()
-            await session.send(AgentFrame(renewal=Renewal(id=number)))
+            frame = AgentFrame(renewal=Renewal(id=number))
+            frame.more.append(AgentFrame(workloads=WorkloadReport()))
+            frame.more.append(AgentFrame(heartbeat=Heartbeat()))
+            frame.more.append(self._telemetry)
+            await session.send(frame)
 
 
 async def serve(spec: dict[str, str], nodes: dict[str, str]) -> None:

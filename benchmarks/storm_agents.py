@@ -181,27 +181,31 @@ class SimulatedAgent:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             due += PERIOD_S
             number += 1
-            await session.send(self._telemetry)
-            await session.send(AgentFrame(heartbeat=Heartbeat()))
-            await self.say(session)
             self._sent[number] = time.monotonic()
             jobs = [
                 RenewalItem(job=key[0], epoch=records_pb2.Epoch(generation=key[1], number=key[2]))
                 for key, run in self.runs.items()
                 if run.phase != EXITED
             ]
-            await session.send(AgentFrame(renewal=Renewal(id=number, jobs=jobs)))
+            frame = AgentFrame(renewal=Renewal(id=number, jobs=jobs))
+            frame.more.extend([*self._words(), AgentFrame(heartbeat=Heartbeat()), self._telemetry])
+            await session.send(frame)
 
     async def say(self, session: GrpcAgentSession) -> None:
+        first, *more = self._words()
+        first.more.extend(more)
+        await session.send(first)
+
+    def _words(self) -> list[AgentFrame]:
         """The workload report, and announcements that wait for their answer."""
         now = time.monotonic()
-        report = WorkloadReport(workloads=[run.report(now) for run in self.runs.values()])
-        await session.send(AgentFrame(workloads=report))
+        words = [AgentFrame(workloads=WorkloadReport(workloads=[run.report(now) for run in self.runs.values()]))]
         for run in self.runs.values():
             if run.announced and run.phase != EXITED:
                 epoch = records_pb2.Epoch(generation=run.key[1], number=run.key[2])
                 ready = CheckpointReady(job=run.key[0], epoch=epoch, step=run.step, digest=run.digest)
-                await session.send(AgentFrame(checkpoint=ready))
+                words.append(AgentFrame(checkpoint=ready))
+        return words
 
     async def _listen(self, session: GrpcAgentSession) -> None:
         while True:

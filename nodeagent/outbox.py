@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from gridkeeper.v1.agent_pb2 import AgentFrame
 
+TOGETHER_BYTES = 256 << 10
+"""Nothing is added to a message that holds this much."""
+
 MakeFrame = Callable[[], AgentFrame | None]
 
 
@@ -39,12 +42,23 @@ class Outbox:
         self._filled.set()
 
     async def next(self) -> AgentFrame:
-        """The next frame. A slot whose function has nothing to send (any more) is passed over."""
+        """The next frame, with what else waits beside it (``more``)."""
         while True:
-            while self._slots:
-                key = min(self._slots)
-                frame = self._slots.pop(key)()
-                if frame is not None:
-                    return frame
+            frame = self._pop()
+            if frame is not None:
+                break
             self._filled.clear()
             await self._filled.wait()
+        size = frame.ByteSize()
+        while size < TOGETHER_BYTES and (another := self._pop()) is not None:
+            size += another.ByteSize()
+            frame.more.append(another)
+        return frame
+
+    def _pop(self) -> AgentFrame | None:
+        """A slot whose function has nothing to send (any more) is passed over. None: nothing waits."""
+        while self._slots:
+            frame = self._slots.pop(min(self._slots))()
+            if frame is not None:
+                return frame
+        return None

@@ -147,7 +147,7 @@ class Stream:
         self._clock = clock
         self._counters = counters
         self._outbox = Outbox()
-        self._heard_ms = clock.mono_ms()
+        self._heard_ms = self._began_ms = clock.mono_ms()
         self._sent = 0  # highest sequence sent on this stream
         self._acked = 0
         self._acked_event = asyncio.Event()
@@ -182,7 +182,7 @@ class Stream:
         while True:
             frame = await self._outbox.next()
             await self._session.send(frame)
-            self._counters.frames_sent += 1
+            self._counters.frames_sent += 1 + len(frame.more)
 
     async def _receive(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -250,9 +250,10 @@ class Stream:
     # Renewals, telemetry, signs of life
 
     async def _every(self, period_ms: int, urgency: Urgency, make: Callable[[], AgentFrame | None]) -> None:
+        """At multiples of the period since the stream's start, so that what is due together goes in one message."""
         while True:
             self._outbox.put(urgency, make)
-            await self._clock.sleep(period_ms)
+            await self._clock.sleep(period_ms - (self._clock.mono_ms() - self._began_ms) % period_ms)
 
     def _renewal(self) -> AgentFrame:
         """Made right before it is sent: the deadline counts from here."""

@@ -225,8 +225,10 @@ class Ingest:
         while True:
             frame = await stream.link.receive()
             stream.heard_ms = self._clock.mono_ms()
-            self.frames += 1
+            self.frames += 1 + len(frame.more)
             await self._route(stream, frame)
+            for more in frame.more:
+                await self._route(stream, more)
 
     async def _route(self, stream: AgentStream, frame: AgentFrame) -> None:
         match frame.WhichOneof("frame"):

@@ -33,6 +33,7 @@ class AgentFrame(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -53,6 +54,12 @@ class AgentFrame(_message.Message):
     def probe(self) -> Global___ProbeReport: ...
     @_builtins.property
     def host(self) -> Global___HostReport: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentFrame]:
+        """Sent together with this one, to be taken after it, in order; they hold no more themselves. What a message costs does
+        not depend on how much is in it.
+        """
+
     def __init__(
         self,
         *,
@@ -66,10 +73,11 @@ class AgentFrame(_message.Message):
         log: Global___LogChunk | None = ...,
         probe: Global___ProbeReport | None = ...,
         host: Global___HostReport | None = ...,
+        more: _abc.Iterable[Global___AgentFrame] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "host", b"host", "log", b"log", "probe", b"probe", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "host", b"host", "log", b"log", "probe", b"probe", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "host", b"host", "log", b"log", "more", b"more", "probe", b"probe", "renewal", b"renewal", "telemetry", b"telemetry", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "telemetry", "events", "heartbeat", "renewal", "workloads", "checkpoint", "log", "probe", "host"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015

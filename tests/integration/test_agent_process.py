@@ -89,7 +89,8 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
         await context.write(ControlFrame(welcome=welcome))
         self.context = context
         async for frame in request_iterator:
-            await self._take(context, frame)
+            for each in (frame, *frame.more):
+                await self._take(context, each)
 
     async def _take(self, context: grpc.aio.ServicerContext[AgentFrame, ControlFrame], frame: AgentFrame) -> None:
         kind = frame.WhichOneof("frame")

@@ -76,7 +76,9 @@ class Control:
         self.session = session
         try:
             while True:
-                await self._take(session, spool, await session.receive())
+                frame = await session.receive()
+                for each in (frame, *frame.more):
+                    await self._take(session, spool, each)
         except LinkClosed:
             return
         finally:
