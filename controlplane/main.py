@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from pathlib import Path
 
 import grpc
 
+from controlplane.garbage import collect_now_and_then
 from controlplane.metrics import serve_metrics
 from controlplane.rpc.agentlink import AgentLinkServicer
 from controlplane.rpc.server import add_grid
@@ -61,8 +61,6 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     )
     settings = Settings(config.timings, policy)
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)
-    # Streams by the thousand make cyclic garbage collection long enough for grpc to cancel arrivals.
-    gc.freeze()
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -78,6 +76,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     running = asyncio.ensure_future(replica.run())
     stopping = asyncio.ensure_future(stop.wait())
+    collecting = asyncio.ensure_future(collect_now_and_then(clock))
     metrics = serve_metrics(config.metrics_listen, replica) if config.metrics_listen else None
     await server.start()
     log.info("replica %s of region %s serves on %s", config.replica, config.region, config.listen)
@@ -92,7 +91,8 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         running.cancel()
         await server.stop(GRACE_S)
         stopping.cancel()
-        await asyncio.gather(running, stopping, return_exceptions=True)
+        collecting.cancel()
+        await asyncio.gather(running, stopping, collecting, return_exceptions=True)
         await replica.ingest.stop()  # again, for the streams that have ended since
         if metrics:
             metrics.close()
