@@ -40,6 +40,9 @@ from gridkeeper.records.jobs import (
 )
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
+PUBLISH_EVERY_MS = 500
+"""As often as a leader ticks when nothing happens. What is chosen by it is asked for and answered anyway."""
+
 __all__ = ["choose_region", "decide_offers", "decide_reservations", "published_region"]
 
 
@@ -231,9 +234,13 @@ def _answer(
 def published_region(
     state: RegionState, world: GlobalState, settings: Settings, now: Now, leader: ReplicaId
 ) -> Decision | None:
-    """The region's capacity for the global leader to choose by, when it has changed (global store)."""
+    """The region's capacity for the global leader to choose by, when it has changed (global store), but not for each
+    device of a thousand that come or go together."""
     grant = grant_guard(world, state.region)
     if not world.fresh or grant is None or KEYS.region(state.region) in world.suspect_keys:
+        return None
+    old = world.regions.get(state.region)
+    if old is not None and old.record.leader == leader and now.ledger_ms - old.record.updated_ms < PUBLISH_EVERY_MS:
         return None
     holders = occupied(state, world, now.mono_ms, settings.timings)
     free = Room(eligible(state), holders).counts()
@@ -250,7 +257,6 @@ def published_region(
         in_doubt=in_doubt(state, settings),
         updated_ms=now.ledger_ms,
     )
-    old = world.regions.get(state.region)
     if old is not None and replace(old.record, updated_ms=record.updated_ms) == record:
         return None
     sentence = f"region {state.region}: {record.free} of {record.devices} devices are free"
