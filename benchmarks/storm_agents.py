@@ -123,6 +123,7 @@ class SimulatedAgent:
         self._session: GrpcAgentSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sequence = 0
+        self._sending = asyncio.Lock()
         self._rack = rack
         row = np.zeros(len(METRICS), dtype="<f4")
         for name, value in HEALTHY.items():
@@ -189,12 +190,16 @@ class SimulatedAgent:
             ]
             frame = AgentFrame(renewal=Renewal(id=number, jobs=jobs))
             frame.more.extend([*self._words(), AgentFrame(heartbeat=Heartbeat()), self._telemetry])
+            await self._send(session, frame)
+
+    async def _send(self, session: GrpcAgentSession, frame: AgentFrame) -> None:
+        async with self._sending:  # a stream takes one message at a time
             await session.send(frame)
 
     async def say(self, session: GrpcAgentSession) -> None:
         first, *more = self._words()
         first.more.extend(more)
-        await session.send(first)
+        await self._send(session, first)
 
     def _words(self) -> list[AgentFrame]:
         """The workload report, and announcements that wait for their answer."""
@@ -286,7 +291,7 @@ class SimulatedAgent:
                     message=message, sources=["nvml"], count=1, trace=trace,
                 )
             )  # fmt: skip
-        await self._session.send(AgentFrame(events=EventBatch(events=events)))
+        await self._send(self._session, AgentFrame(events=EventBatch(events=events)))
 
 
 async def obey(agents: dict[str, SimulatedAgent], counters: Counters) -> None:

@@ -16,6 +16,7 @@ from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun, run_record, worth_writing
 from controlplane.shell.session import AgentStream
 from controlplane.shell.states import global_state
+from controlplane.shell.writer import GroupWriter
 from failover.domain.fencing import Refusal, command_for, commit_head, may_acknowledge
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT, Decision, Put, Versioned
@@ -60,11 +61,10 @@ class JobFeed:
         timings: Timings,
     ) -> None:
         self._region = region
-        self._actor = f"machine/{replica}"
         self._local = local
         self._world = world
         self._view = view
-        self._applier = applier
+        self._writer = GroupWriter(applier, f"machine/{replica}")
         self._checkpoints = checkpoints
         self._clock = clock
         self._timings = timings
@@ -221,9 +221,9 @@ class JobFeed:
             subject=f"job/{job}",
             audit=False,
         )
-        revision = await self._applier.apply(decision, self._actor, None)
+        revision = await self._writer.apply(decision)
         self._written[key] = self._clock.mono_ms()
-        await self._applier.caught_up(revision)
+        await self._writer.caught_up(revision)
 
     async def commit_checkpoints(self, stream: AgentStream, ledger_ms: Callable[[], int]) -> None:
         """Verify each announced checkpoint in the region's object store, move the head, acknowledge; for ever."""
@@ -276,10 +276,10 @@ class JobFeed:
         if isinstance(outcome, Refusal):
             return ack(False, outcome.sentence, retry=KEYS.head(job) in world.suspect_keys)
         try:
-            revision = await self._applier.apply(outcome, self._actor, None)
+            revision = await self._writer.apply(outcome)
         except (Conflict, StoreError) as error:
             log.info("checkpoint %s step %d is not committed yet: %s", job, ready.step, error)
             await self._clock.sleep(RETRY_MS)
             return None
-        await self._applier.caught_up(revision)
+        await self._writer.caught_up(revision)
         return ack(True)

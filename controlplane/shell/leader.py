@@ -20,6 +20,9 @@ TICK_MS = 500
 """Timers are looked at this often when nothing changes."""
 
 
+REST_MS = 50
+
+
 async def apply_all(decisions: Iterable[Decision], applier: Applier, actor: str, fence: Fence | None) -> bool:
     """Apply what was decided on one snapshot, what can go together in one transaction. A conflict drops the decision
     that it is about and no other: the next tick decides anew. Returns whether anything was written. Raises
@@ -53,14 +56,21 @@ async def _apply_group(group: tuple[Decision, ...], applier: Applier, actor: str
 
 async def lead_loop(name: str, tick: Callable[[], Awaitable[bool]], mirrors: tuple[Mirror, ...], clock: Clock) -> None:
     """Tick for ever: again at once while ticks write something, else when a mirror moves or ``TICK_MS`` have passed. A
-    store that is away is waited for; nothing is decided on what may be stale by then."""
+    store that is away is waited for; nothing is decided on what may be stale by then.
+
+    After each tick come as long a time for everything else, at most ``REST_MS``: where a look at the whole region takes
+    long, it must not be all that the process does, or the mirrors fall behind what the next look needs."""
     while True:
+        began = clock.mono_ms()
         try:
             wrote = await tick()
         except StoreError as error:
             log.warning("%s waits for its store: %s", name, error)
             await clock.sleep(TICK_MS)
             continue
+        rest_ms = min(REST_MS, clock.mono_ms() - began)
+        if rest_ms > 0:
+            await clock.sleep(rest_ms)
         if wrote:
             continue
         await wait_any(mirrors, TICK_MS)

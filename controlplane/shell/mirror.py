@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -43,6 +44,8 @@ class Mirror:
         self._shown: frozenset[str] = frozenset()
         self._heard_ms = -STALE_AFTER_MS
         self._moved = asyncio.Event()
+        self._awaiting: list[tuple[int, int, asyncio.Future[None]]] = []  # revision, number, who waits for it
+        self._awaited = 0
         self._listeners: list[tuple[frozenset[str], Callable[[Changed], None]]] = []
         self._changed: dict[str, set[str]] = {}
         self.revision = Revision(0)
@@ -86,6 +89,10 @@ class Mirror:
         if changed:
             self.version += 1
             self._tell()
+        while self._awaiting and (self._awaiting[0][0] <= self.revision or self._awaiting[0][2].done()):
+            _, _, there = heapq.heappop(self._awaiting)
+            if not there.done():
+                there.set_result(None)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
@@ -182,11 +189,17 @@ class Mirror:
 
     async def wait_revision(self, revision: int, timeout_ms: int) -> bool:
         """Wait until everything up to ``revision`` is in. False: the time was up."""
-        deadline = self._clock.mono_ms() + timeout_ms
-        while self.revision < revision:
-            left = deadline - self._clock.mono_ms()
-            if left <= 0 or not await self.wait_moved(left):
-                return self.revision >= revision
+        if self.revision >= revision:
+            return True
+        self._awaited += 1
+        there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (revision, self._awaited, there)
+        heapq.heappush(self._awaiting, entry)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await there
+        except TimeoutError:
+            return self.revision >= revision
         return True
 
     async def wait_moved(self, timeout_ms: int) -> bool:

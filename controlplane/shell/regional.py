@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 
 from controlplane.domain.escrow import decide_promise, decide_share
-from controlplane.domain.escrow import decide_promise, decide_share
 from controlplane.domain.policies import decide_policy
 from controlplane.domain.region import MOST_AGAIN, STAGES, Decide, disjoint
 from controlplane.shell.apply import Applier, Fence
