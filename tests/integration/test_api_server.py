@@ -256,8 +256,10 @@ async def test_sla_status_and_explanations(client: GridClient, grid: FakeGrid) -
         await client.sla_status("device/none")
     told = await client.explain(api_pb2.KIND_INCIDENT, "i1")
     assert [link.step for link in told.chain] == ["health.step", "incident.open", "sla.fold"]
-    with pytest.raises(InvalidRequest, match="a region has no chain of evidence"):
-        await client.explain(api_pb2.KIND_REGION, "east")
+    (published,) = (await client.explain(api_pb2.KIND_REGION, "east")).chain
+    assert published.step == "region.publish"
+    with pytest.raises(InvalidRequest, match="a breaker has no chain of evidence"):
+        await client.explain(api_pb2.KIND_BREAKER, "region")
 
 
 async def test_a_viewer_may_look_and_not_touch(servers: GridServers, grid: FakeGrid) -> None:
