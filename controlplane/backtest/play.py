@@ -229,6 +229,11 @@ class Player:
                 case "budgets" if record is not None and record.begun_ms:
                     windows = (p.window_ms for p in policy.budgets if p.window_ms)
                     self._arm(ACT, *(record.begun_ms[0] + window for window in windows))
+                case "breakers" if record is not None:
+                    for breaker in policy.breakers:
+                        spans = (breaker.cool_ms, breaker.close_ms, breaker.within_ms)
+                        self._arm(ACT, *(record.since_ms + span for span in spans))
+                        self._arm(ACT, *(at + breaker.trickle_ms for at in record.passed_ms[-1:]))
                 case "incidents" if record is not None:
                     self._incidents.add(name)
                 case _:

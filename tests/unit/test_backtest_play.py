@@ -14,7 +14,7 @@ from controlplane.backtest.play import REPAIRER, Player, replayed
 from controlplane.backtest.trace import Fault, Trace, Truth
 from controlplane.domain.cordon import uncordon
 from gridkeeper.ids import DeviceId, NodeId, RegionId
-from gridkeeper.policy.model import BudgetPolicy, Policy
+from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, Policy
 from gridkeeper.records.common import Action
 from gridkeeper.records.fleet import EventKind, HealthState
 from gridkeeper.snapshot import Settings
@@ -119,6 +119,14 @@ def test_labels_tell_false_drains_missed_faults_and_lemons() -> None:
 def test_replacing_a_card_is_told_apart() -> None:
     (drain,) = Player(trace(fault(10, "n1/gpu0", 64)), policy(), "p", REPAIR).run().acted
     assert drain.action is Action.REPLACE
+
+
+def test_a_breaker_opens_on_a_burst_and_lets_the_rest_through_in_time() -> None:
+    breaker = BreakerPolicy("region", drains=2, fraction=0.0, within_ms=60_000, cool_ms=300_000, trickle_ms=60_000)
+    burst = trace(*(fault(10, f"n1/gpu{g}", 95) for g in range(4)), fault(700, "n2/gpu0", 95))
+    outcome = Player(burst, policy(breakers=(breaker,)), "p", REPAIR).run()
+    assert outcome.held_back >= 1
+    assert {drain.admitted_ms for drain in outcome.acted if drain.device == "n2/gpu0"} == {NOON + 700_000}
 
 
 CODES = st.sampled_from((48, 94, 95, 79, 63, 64, 31, 45, 74))
