@@ -331,7 +331,7 @@ async def test_a_kernel_log_line_arrives_once_also_over_a_restart(host: Host) ->
     await until(connected, "connected")
     with open(log, "a") as file:  # noqa: ASYNC230 - a few bytes
         file.write(
-            "Nov 24 10:00:00 east-1 kernel: [  100.0] NVRM: Xid (PCI:0000:91:00): 79, pid=1, GPU has fallen off\n"
+            "Nov 24 10:00:00 east-1 kernel: [  100.000001] NVRM: Xid (PCI:0000:91:00): 79, pid=1, GPU has fallen off\n"
         )
 
     async def told() -> bool:
