@@ -256,8 +256,8 @@ async def test_sla_status_and_explanations(client: GridClient, grid: FakeGrid) -
         await client.sla_status("device/none")
     told = await client.explain(api_pb2.KIND_INCIDENT, "i1")
     assert [link.step for link in told.chain] == ["health.step", "incident.open", "sla.fold"]
-    (published,) = (await client.explain(api_pb2.KIND_REGION, "east")).chain
-    assert published.step == "region.publish"
+    told = await client.explain(api_pb2.KIND_REGION, "east")
+    assert {"region.publish", "incident.open"} <= {link.step for link in told.chain}
     with pytest.raises(InvalidRequest, match="a breaker has no chain of evidence"):
         await client.explain(api_pb2.KIND_BREAKER, "region")
 
