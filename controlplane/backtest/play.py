@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from controlplane.backtest.outcome import Outcome
 from controlplane.backtest.region import VirtualRegion
+from controlplane.backtest.samples import Samples
 from controlplane.backtest.trace import Drained, Fault, Trace
 from controlplane.domain import health
 from controlplane.domain.assess import decide_health
@@ -22,6 +23,7 @@ from controlplane.domain.drain import decide_drains
 from controlplane.domain.evidence import ACTION_RANK
 from controlplane.domain.health import hold_ms
 from controlplane.domain.region import disjoint
+from controlplane.domain.rulefindings import finding_for
 from gridkeeper.catalogue.judge import judge
 from gridkeeper.catalogue.model import JobEffect
 from gridkeeper.decision import Decision, Now
@@ -42,6 +44,7 @@ ASSUMED = (
     "a fault on a device that is out of service by then does not happen",
     "no job holds a drain up",
 )
+SAMPLED = "samples are as recorded: what lasts in them lasts after a modelled repair too"
 REPAIRER = "repair-shop"
 SPOOL = SpoolId("trace")
 MAX_ROUNDS = 64
@@ -100,6 +103,7 @@ class Player:
         self._state_since: dict[DeviceId, tuple[HealthState, int]] = {}
         self._out_ms = self._degraded_ms = self._interruptions = self._avoided = 0
         self._incidents: set[str] = set()
+        self._samples = Samples(trace.telemetry, self.region.nodes, policy) if trace.telemetry else None
 
     def run(self) -> Outcome:
         """Raises ``Unsettled`` and ``Conflicted``, which are bugs in the decisions."""
@@ -114,6 +118,7 @@ class Player:
                 self._feed(position, faults[position])
                 position += 1
             self._repair_due()
+            self._sample_due()
             while self._timers and self._timers[0][0] <= self.region.now_ms:
                 timer = heapq.heappop(self._timers)
                 self._armed.discard(timer)
@@ -132,6 +137,8 @@ class Player:
         faults = self._trace.faults
         times = [faults[position].at_ms] if position < len(faults) else []
         times += [queue[0][0] for queue in (self._timers, self._repairs) if queue]
+        if self._samples and self._samples.next_ms is not None:
+            times.append(self._samples.next_ms)
         return min(times, default=None)
 
     def _settle(self) -> None:
@@ -198,6 +205,21 @@ class Player:
                 return False
         verdict = judge(event, self._trace.devices.get(event.device), self._settings.policy)
         return verdict is not None and verdict.job in (JobEffect.DIES, JobEffect.ALL_DIE)
+
+    def _sample_due(self) -> None:
+        """The rules look at samples that have come."""
+        region, samples = self.region, self._samples
+        if samples is None or samples.next_ms is None or samples.next_ms > region.now_ms:
+            return
+        for transition in samples.take(region.now_ms, dict(region.kind("findings")), region.inventory()):
+            region.heat(transition.device)
+            device = self._trace.devices[transition.device]
+            known = region.kind("findings")
+            version = self._settings.policy.version
+            finding = finding_for(transition, device, known, version, region.now_ms, "")
+            if finding is not None:
+                region.write(region.keys.finding(finding.id), finding)
+                self._note()
 
     def _repair_due(self) -> None:
         """What the repair shop is done with goes back: a new card where one was to be replaced, else by a human."""

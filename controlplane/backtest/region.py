@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, KeysView, Mapping
 from typing import Any
 
+from controlplane.domain import rowlabels
 from controlplane.domain.health import RULE, RULE_VERSION
 from gridkeeper.decision import ABSENT, Decision, Now, Put, Versioned
 from gridkeeper.ids import DeviceId, DrainId, IncidentId, NodeId, RegionId, Revision
@@ -49,6 +50,7 @@ class VirtualRegion:
             self.nodes.setdefault(device.node, []).append(device.id)
         self._revision = 1
         self._whole = self._inventory()
+        self._labels: rowlabels.Inventory | None = None
         self._born = Revision(1)
         self._kinds: dict[str, dict[str, Versioned[Any]]] = {"detector": {"": self._versioned(DetectorRecord(1))}}
         self._bundles: dict[str, dict[tuple[str, str], Versioned[Any]]] = {}
@@ -104,6 +106,13 @@ class VirtualRegion:
         held = laid_out or self._bundles.get(device, {}).get(("health", device))
         record: HealthRecord = (held or self._fresh(device)["health", device]).record
         return record
+
+    def inventory(self) -> rowlabels.Inventory:
+        """Where rules have labels from. A device that is not laid out is healthy."""
+        if self._labels is None:
+            health = {device: Versioned(self.health(device), self._born, self._born, 0) for device in self.devices}
+            self._labels = rowlabels.Inventory(self._whole.nodes, self._whole.devices, health)
+        return self._labels
 
     # -- what is laid out --
 
@@ -199,6 +208,7 @@ class VirtualRegion:
     def write(self, key: str, record: Any) -> None:
         """Somebody else's write: an agent's event, a human's wish."""
         self._revision += 1
+        self.written = []
         self._set(key, record)
 
     def apply(self, decision: Decision) -> None:
@@ -229,6 +239,8 @@ class VirtualRegion:
             held[name] = self._versioned(record, old.created if old else None)
             if subject:
                 self._of.setdefault(subject, {})[kind, name] = None
+        if kind == "health":
+            self._labels = None
         self.written.append((kind, name, record))
         if subject:
             self.touched.add(subject)

@@ -12,7 +12,7 @@ import click
 
 from controlplane.backtest import csvtrace
 from controlplane.backtest.outcome import Outcome, as_recorded, difference, score
-from controlplane.backtest.play import ASSUMED, Player
+from controlplane.backtest.play import ASSUMED, SAMPLED, Player
 from controlplane.backtest.recorded import is_recording, read_recording
 from controlplane.backtest.trace import BadTrace, Trace
 from gridkeeper import configfile
@@ -95,6 +95,8 @@ def backtest(
     old = _play(trace, other, _name(against), repair) if other else as_recorded(trace) if against else None
     scored = score(new, trace.faults, trace.lemons, within)
     assumptions = [line.format(repair=span(repair)) for line in ASSUMED]
+    if trace.telemetry:
+        assumptions.append(SAMPLED)
     diff = difference(old, new) if old else None
     if output == "json":
         print(dump_json(backtest_report.document(trace, new, old, diff, scored, assumptions)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from controlplane.backtest.recorded import read_recording
@@ -13,6 +14,7 @@ from gridkeeper import recording
 from gridkeeper.cli.main import run
 from gridkeeper.ids import DeviceId
 from gridkeeper.records.fleet import EventKind
+from gridkeeper.telemetry import METRICS
 from tests.unit.applier import NOON
 
 GIVEN = "device,time,code,truth\nn1/gpu0,2024-03-05T14:02:11Z,xid 48,real\nn2/gpu0,2024-03-07T14:02:11Z,xid 31,false\n"
@@ -88,6 +90,29 @@ def test_a_recording_of_several_regions_wants_one_named(tmp_path: Path) -> None:
     with pytest.raises(BadTrace, match="'north' is not in"):
         read_recording(directory, "north")
     assert {f.node for f in read_recording(directory, "west").faults} == {"west-1"}
+
+
+def test_the_rules_over_recorded_samples_are_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failed row remap shows in the samples of one device from the third minute on, and nowhere else."""
+    directory = recorded(tmp_path)
+    devices = [DeviceId("east-1/gpu0"), DeviceId("east-1/gpu1")]
+    place = [metric.name for metric in METRICS].index("remap_failed")
+    for second in range(0, 300, 10):
+        values = np.zeros((2, len(METRICS)), np.float32)
+        values[1, place] = second >= 180
+        at_ms = np.array([NOON + second * 1000] * 2, np.int64)
+        recording.write(directory, recording.TELEMETRY, recording.telemetry_frame(devices, at_ms, values))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "budgets:\n  - {kind: region, fraction: 1.0, minimum: 2}\n"
+        "events:\n  - {name: quiet, kind: xid, severity: info, action: ignore}\n"
+        "rules:\n  - {name: remap-failed, when: remap_failed >= 1, severity: fatal, action: replace, "
+        "fault_class: memory, meaning: it failed}\n"
+    )
+    assert run(["backtest", "--trace", str(directory), "--policy", str(policy), "-o", "json"]) == 0
+    (drain,) = json.loads(capsys.readouterr().out)["outcome"]["drains"]
+    assert (drain["device"], drain["rule"], drain["action"]) == ("east-1/gpu1", "remap-failed", "replace")
+    assert drain["admitted_ms"] == NOON + 181_000  # samples of a second are judged at its end
 
 
 def test_text_names_drains_labels_and_assumptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
