@@ -15,11 +15,14 @@ from gridkeeper import codec
 from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS as WORLD
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.document import digest_of, policy_text
+from gridkeeper.policy.model import Policy
 from gridkeeper.ports.jobs import Manifest
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import EventRecord, SessionRecord
 from gridkeeper.records.jobs import OwnershipRecord
+from gridkeeper.records.policy import PolicyRecord
 from gridkeeper.snapshot import Settings
 from gridkeeper.telemetry import SCHEMA_VERSION
 from gridkeeper.timings import SHORT
@@ -108,6 +111,12 @@ class Bench:
     async def stored(self) -> list[EventRecord]:
         page = await self.reader.range(KEYS.prefix("events"))
         return [codec.decode(EventRecord, kv.value) for kv in page.items]
+
+    async def adopt(self, policy: Policy, version: int = 2) -> None:
+        """The region's copy of the policy says this from now on."""
+        text = policy_text(policy)
+        record = PolicyRecord(version, text, digest_of(text), "user/ann", 0, "a test")
+        await self.reader.txn([], [PutOp(KEYS.policy, codec.encode(record))])
 
     async def own(self, job: str, number: int) -> None:
         """Ownership of that epoch by n1."""

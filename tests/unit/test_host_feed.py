@@ -117,7 +117,7 @@ def test_a_ticket_is_asked_for_until_the_desk_has_answered_always_under_one_key(
         await store.txn([], [PutOp(KEYS.repair(record.id), codec.encode(record))])
         await mirror.wait_loaded()
         settings = Settings(policy=Policy(repair=RepairPolicy(timeout_ms=30_000)))
-        tickets = Tickets(EAST, Fence(KEYS.leader, term), "machine/a", mirror, applier, desk, settings, clock)
+        tickets = Tickets(EAST, Fence(KEYS.leader, term), "machine/a", mirror, applier, desk, lambda: settings, clock)
         running.append(asyncio.ensure_future(tickets.run()))
         await clock.sleep(120_000)
         ended = await stored(store, record.id)

@@ -153,7 +153,7 @@ class Limits(RuleBasedStateMachine):
         for _ in range(40):
             wrote = False
             for stage in STAGES:
-                decided = stage(self.store.state(), GlobalState(), self.store.settings, self.store.now)
+                decided = stage.decide(self.store.state(), GlobalState(), self.store.settings, self.store.now)
                 for decision in decided:
                     wrote |= self.apply(decision)
             if not wrote:

@@ -74,8 +74,7 @@ def test_a_comparison_that_is_switched_off_convicts_nobody_any_more() -> None:
         async with bench() as b:
             session = await _slow_node(b)
             await _findings(b, session, active=True)
-            for replica in b.replicas:
-                replica.settings = replace(replica.settings, policy=Policy(peers=PeerPolicy(mode=Mode.OFF)))
+            await b.adopt(Policy(peers=PeerPolicy(mode=Mode.OFF)))
             await _findings(b, session, active=False)
 
     run_virtual(main())
@@ -84,8 +83,7 @@ def test_a_comparison_that_is_switched_off_convicts_nobody_any_more() -> None:
 def test_in_shadow_mode_a_finding_is_marked() -> None:
     async def main() -> None:
         async with bench() as b:
-            for replica in b.replicas:
-                replica.settings = replace(replica.settings, policy=Policy(peers=PeerPolicy(mode=Mode.SHADOW)))
+            await b.adopt(Policy(peers=PeerPolicy(mode=Mode.SHADOW)))
             (found,) = await _findings(b, await _slow_node(b), active=True)
             assert found.shadow
 
