@@ -25,7 +25,7 @@ from controlplane.domain.repeats import (
 )
 from controlplane.domain.repeats import Sighting as RepeatSighting
 from controlplane.domain.words import clock_time, listed, made_id
-from gridkeeper.catalogue import Verdict, judge
+from gridkeeper.catalogue import Verdict, judge, rehearsed
 from gridkeeper.decision import Decision, Draft, Now, Versioned
 from gridkeeper.ids import DeviceId, FindingId, NodeId, RegionId
 from gridkeeper.keys import RegionKeys
@@ -35,11 +35,14 @@ from gridkeeper.records.faults import DetectorRecord, FindingRecord, IncidentRec
 from gridkeeper.records.fleet import DeviceRecord, EventKind, EventRecord
 from gridkeeper.snapshot import RegionState, Settings
 
+SHADOW = "shadow"
+"""Ends the id of a finding of a rule on trial, beside the one that counts."""
 BATCH = 20
 """Events per decision; all events of one store transaction (at most 64) stay together."""
 
 MAX_CLEARED, MAX_WRITES = 24, 90
-"""Of one decision; an event adds at most a finding, an incident, and two records per repeat rule that counts it."""
+"""Of one decision; an event adds at most two findings (one of a rule on trial), an incident, and two records per repeat
+rule that counts it."""
 
 
 def classify(
@@ -230,23 +233,33 @@ def _take(digest: _Digest, event: EventRecord, recent: dict[DeviceId, list[Event
     if verdict is None:
         return True
     count(digest.counts, RepeatSighting(event, verdict), rules)
-    finding = finding_of(event, device.record if device else None, verdict, digest.state.region)
+    card = device.record if device else None
+    if (trial := rehearsed(event, card, digest.policy, verdict)) is not None:
+        shadow = finding_of(event, card, trial, digest.state.region)
+        _found(digest, event, replace(shadow, id=FindingId(f"{shadow.id}:{SHADOW}")))
+    finding = finding_of(event, card, verdict, digest.state.region)
+    if finding.id not in digest.state.findings:
+        _adopt(digest, event)
+        _found(digest, event, finding)
+    return True
+
+
+def _found(digest: _Digest, event: EventRecord, finding: FindingRecord) -> None:
+    """A finding of the event is raised, or joins the one like it."""
     if finding.id in digest.state.findings:
-        return True
-    _adopt(digest, event)
+        return
     same = digest.like(finding)
     if same is None:
         digest.put(finding)
         digest.new.append(finding)
-        return True
+        return
     if event.id in same.evidence:
-        return True  # taken by an earlier decision that was full before it reached the end of the batch
+        return  # taken by an earlier decision that was full before it reached the end of the batch
     digest.repeats += 1
     seen_ms = max(same.observed_ms, same.last_ms, finding.observed_ms)
     evidence, sightings = merged(same.evidence, finding.evidence), same.count + event.count
     digest.put(replace(same, evidence=evidence, count=sightings, last_ms=seen_ms))
     _count(digest, same, event)
-    return True
 
 
 def _raise(digest: _Digest) -> None:
@@ -255,7 +268,8 @@ def _raise(digest: _Digest) -> None:
         finding = raised(rule, record, sighting, digest.policy, digest.state.region)
         same = digest.like(finding)
         if same is not None:
-            digest.put(replace(same, evidence=merged(same.evidence, finding.evidence), count=same.count + 1))
+            evidence, seen_ms = merged(same.evidence, finding.evidence), max(same.last_ms, finding.observed_ms)
+            digest.put(replace(same, evidence=evidence, count=same.count + 1, last_ms=seen_ms))
         elif sighting.event.observed_ms >= record.sticky_until_ms and finding.id not in digest.state.findings:
             digest.put(finding)
             digest.new.append(finding)

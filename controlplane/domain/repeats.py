@@ -23,7 +23,7 @@ from gridkeeper.ids import DeviceId, FindingId, JobId, NodeId, RegionId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import Mode, Per, Policy, RepeatPolicy
 from gridkeeper.records.common import Scope
-from gridkeeper.records.faults import Confidence, FindingRecord
+from gridkeeper.records.faults import Confidence, DrainState, FindingRecord
 from gridkeeper.records.fleet import EventRecord
 from gridkeeper.records.limits import RepeatRecord
 from gridkeeper.snapshot import RegionState
@@ -38,6 +38,8 @@ LOOK, SWEEP = 512, 8
 """Records that a decision looks at, and forgets at most, once nothing of theirs can count any more."""
 
 DRAINS = "drain"
+NOT_DRAINED = frozenset({DrainState.SHADOW, DrainState.REFUSED})
+"""Wanted only: such a drain took nothing out."""
 PREFIX = "repeat-"
 
 
@@ -317,8 +319,9 @@ def drains_due(state: RegionState, policy: Policy) -> Iterator[tuple[RepeatPolic
         return
     planned: dict[NodeId, list[int]] = {}
     for drain in state.drains.values():
-        if drain.record.requested_by == "machine" and drain.record.planned_ms:
-            planned.setdefault(drain.record.node, []).append(drain.record.planned_ms)
+        record = drain.record
+        if record.requested_by == "machine" and not record.maintenance and record.state not in NOT_DRAINED:
+            planned.setdefault(record.node, []).append(record.planned_ms)
     for rule in rules:
         for node, times in sorted(planned.items()):
             apart = [time for time, _ in _without_bursts(sorted((t, "") for t in times), rule.burst_ms)]

@@ -7,7 +7,8 @@ Stated policies:
   (a warning that is watched), with low confidence.
 - ``Policy.catalogue.sources`` chooses, per vendor, whose verdicts apply. Where the chosen source says nothing about a
   code, the vendor's own verdict does.
-- ``Policy.events`` comes last: a site's own rule overrules everything.
+- ``Policy.events`` comes last: a site's own rule overrules everything. One in shadow mode overrules nothing: what it
+  would say stands beside the verdict (``rehearsed``).
 - Confidence is low for unknown codes and where public facts are thin, medium where the sources contradict each other,
   high otherwise and where the driver itself says what is needed.
 """
@@ -57,9 +58,16 @@ def judge(event: EventRecord, device: DeviceRecord | None, policy: Policy) -> Ve
         narrow = verdict.scope in (Scope.DEVICE, Scope.PARTITION)
         verdict = replace(verdict, scope=Scope.NODE if narrow else verdict.scope)
     for rule in policy.events:
-        if _matches(rule, event, device):
+        if rule.mode is not Mode.SHADOW and _matches(rule, event, device):
             return _overruled(rule, verdict, policy.version)
     return verdict
+
+
+def rehearsed(event: EventRecord, device: DeviceRecord | None, policy: Policy, verdict: Verdict) -> Verdict | None:
+    """What a site's rule in shadow mode would make of an event whose verdict is ``verdict``; None: none would be the
+    first to decide. It stands beside the verdict that counts, so that a rule on trial takes nothing out of force."""
+    rule = next((rule for rule in policy.events if _matches(rule, event, device)), None)
+    return _overruled(rule, verdict, policy.version) if rule is not None and rule.mode is Mode.SHADOW else None
 
 
 def _catalogued(event: EventRecord, device: DeviceRecord | None, chosen: CataloguePolicy) -> Verdict | None:

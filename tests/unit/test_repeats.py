@@ -13,8 +13,8 @@ from controlplane.domain.repeats import MAX_IDS, counted, enough
 from gridkeeper.ids import DeviceId
 from gridkeeper.policy.document import default_policy
 from gridkeeper.policy.model import EventPolicy, Mode, Per, RepeatPolicy
-from gridkeeper.records.common import Action, Severity
-from gridkeeper.records.faults import IncidentState
+from gridkeeper.records.common import Action, Scope, Severity
+from gridkeeper.records.faults import DrainState, IncidentState
 from gridkeeper.records.fleet import EventKind, HealthState
 from gridkeeper.records.limits import RepeatRecord
 from tests.unit.applier import RegionStore, quick
@@ -167,6 +167,28 @@ def test_a_node_that_is_drained_again_and_again_is_named_once_per_drain() -> Non
     assert [(f.node, f.device) for f in raised(store)] == [("n1", "")]
     store.wait(1_000)
     assert store.tick() == 0, "and then there is nothing more to say"
+
+
+def test_drains_in_thought_only_count_for_no_node() -> None:
+    """Protects: what a policy in shadow mode would have drained convicts no node of being drained again and again."""
+    store = store_with(replace(DEFAULTS["node-drained-again-and-again"], count=2, burst_ms=0))
+    store.settings = replace(store.settings, policy=replace(store.settings.policy, mode=Mode.SHADOW))
+    for device in ("n1/gpu0", "n1/gpu1", "n1/gpu2"):
+        see(store, 48, device)
+    store.settle()
+    assert {d.state for d in store.records("drains")} == {DrainState.SHADOW}
+    assert not raised(store)
+
+
+def test_a_fault_that_is_seen_again_keeps_its_repeat_finding_fresh() -> None:
+    """Protects: what repeats to this day is not too old to be acted on because it was first raised long ago."""
+    store = store_with(replace(DEFAULTS["page-fault-on-one-gpu"], unless=""))
+    see(store, 31)
+    see(store, 31)
+    (found,) = raised(store)
+    see(store, 31)
+    (again,) = raised(store)
+    assert again.id == found.id and again.last_ms > found.observed_ms
 
 
 def test_a_shadow_rule_is_recorded_as_such() -> None:
@@ -324,9 +346,27 @@ def test_a_rule_of_the_site_overrules_the_catalogue_and_shadow_hides_nothing() -
     see(store, 31, message="MMU Fault: ENGINE GRAPHICS", after=1_000)
     see(store, 31, message="MMU Fault: ENGINE CE2", after=1_000)
     found = {f.rule: f for f in store.records("findings")}
-    assert found["nvidia-xid"].action is Action.RESTART_JOB
+    assert (found["nvidia-xid"].action, found["nvidia-xid"].count) == (Action.RESTART_JOB, 2)
     assert (found["events/site-31"].shadow, found["events/site-31"].rule_version) == (True, 7)
     policy = replace(store.settings.policy, events=(replace(rule, mode=Mode.ACT),))
     store.settings = replace(store.settings, policy=policy)
     see(store, 31, message="MMU Fault: ENGINE CE2", after=1_000)
     assert [f.shadow for f in store.records("findings") if f.rule == "events/site-31"] == [True, False]
+
+
+def test_a_rule_on_trial_takes_no_verdict_out_of_force() -> None:
+    """Protects: an event rule in shadow mode is written down beside the verdict that counts, which is acted on as ever,
+    whether it is the catalogue's or a later rule's."""
+    lenient = EventPolicy("lenient", "xid", Severity.INFO, Action.IGNORE, codes=(79,), mode=Mode.SHADOW)
+    strict = EventPolicy("strict", "xid", Severity.FATAL, Action.REPLACE, codes=(31,), scope=Scope.DEVICE)
+    trial = EventPolicy("trial", "xid", Severity.WARNING, Action.WATCH, codes=(31,), mode=Mode.SHADOW)
+    store = RegionStore(quick(events=(lenient, trial, strict)))
+    store.fleet(nodes=8, gpus=8)
+    store.settle()
+    see(store, 79, "n1/gpu3", after=1_000)
+    see(store, 31, "n2/gpu3", after=1_000)
+    found = {(f.device, f.rule): f for f in store.records("findings")}
+    assert found["n1/gpu3", "events/lenient"].shadow and not found["n1/gpu3", "nvidia-xid"].shadow
+    assert found["n2/gpu3", "events/trial"].shadow and not found["n2/gpu3", "events/strict"].shadow
+    drained = [d.device for d in store.records("drains") if d.state is not DrainState.SHADOW]
+    assert sorted(drained) == ["n1/gpu3", "n2/gpu3"]
