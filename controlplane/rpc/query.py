@@ -63,17 +63,22 @@ class QueryDesk:
                 f"this replica answers {AT_ONCE} queries already; ask again in a moment",
             )
         self._running += 1
-        try:
-            return await self._rows(query.columns)
-        finally:
-            self._running -= 1
+        work = asyncio.ensure_future(self._rows(query.columns))
+        work.add_done_callback(self._ended)
+        # Who hangs up stops no thread: its place is free when the rows are put together, and not before.
+        return await asyncio.shield(work)
+
+    def _ended(self, work: asyncio.Future[api_pb2.QueryResponse]) -> None:
+        self._running -= 1
+        if not work.cancelled():
+            work.exception()  # told to whoever waits; nobody may
 
     async def _rows(self, wanted: Mapping[str, tuple[str, ...]]) -> api_pb2.QueryResponse:
         scene, info = scene_of(self._views), self._views.info()
         devices: tuple[DeviceId, ...] = ()
         samples: Newest | None = None
         if "devices" in wanted:
-            devices = answered_for(scene, info.replica)
+            devices = await asyncio.to_thread(answered_for, scene, info.replica)
             metrics = tuple(m for name in wanted["devices"] if (m := TABLES["devices"][name].metric))
             samples = self._views.newest(metrics, devices) if metrics or AGE.name in wanted["devices"] else None
         tables = await asyncio.to_thread(_tables, wanted, scene, devices, samples)

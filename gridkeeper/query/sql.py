@@ -59,12 +59,15 @@ FUNCTIONS = (
 
 def checked(text: str) -> Query:
     """The query that ``text`` says. Raises ``BadQuery``."""
-    tree = _parsed(text)
-    tables = _tables(tree)
-    columns = _columns(tree, tables)
-    for node in [node for node in tree.walk() if isinstance(node, sql.Anonymous)]:
-        node.replace(_bit(node))
-    return Query(tree.sql(comments=False), columns)
+    try:
+        tree = _parsed(text)
+        tables = _tables(tree)
+        columns = _columns(tree, tables)
+        for node in [node for node in tree.walk() if isinstance(node, sql.Anonymous)]:
+            node.replace(_bit(node))
+        return Query(tree.sql(comments=False), columns)
+    except RecursionError as error:  # in the parser, or where the tree is written out again
+        raise BadQuery("sql: it is nested too deeply; make it flatter") from error
 
 
 def _parsed(text: str) -> sql.Query:
@@ -85,8 +88,6 @@ def _parsed(text: str) -> sql.Query:
             _allowed(node)
     except SqlglotError as error:
         raise BadQuery(f"sql: {told(error)}") from error
-    except RecursionError as error:
-        raise BadQuery("sql: it is nested too deeply; make it flatter") from error
     return tree
 
 

@@ -92,6 +92,8 @@ def test_only_what_is_named_is_read(text: str, columns: dict[str, tuple[str, ...
         ("select device from devices where bit(throttle_reasons, 99)", "write bit(<column>"),
         ("select cast(device as binary) from devices", "'cast'"),
         ("select device from devices where device ~ '(a+)+$'", "sql: "),
+        ("select " + "- " * 400 + "1 from devices", "nested too deeply"),
+        ("select " + "(" * 8_000 + " from devices", "nested too deeply"),
     ],
 )
 def test_everything_else_is_refused_with_a_remedy(text: str, told: str) -> None:
