@@ -49,6 +49,8 @@ HEALTHY = {
     "pcie_width_max": 16, "processes": 1,
 }  # fmt: skip
 
+ANALOGUE = ("temperature", "temperature_memory", "power", "clock_sm", "clock_memory", "memory_used")
+
 
 class Fleet:
     """A table of ``devices`` rows, and what a store would show of its findings."""
@@ -65,7 +67,8 @@ class Fleet:
         block = np.zeros((rows, len(METRICS)), np.float32)
         for name, value in HEALTHY.items():
             block[:, COLUMN[name]] = value
-        block += self.rng.normal(0, 0.01, block.shape).astype(np.float32) * (block > 0)
+        for name in ANALOGUE:
+            block[:, COLUMN[name]] *= self.rng.normal(1, 0.01, rows).astype(np.float32)
         block[self.rng.random(block.shape) < 0.02] = np.nan
         block[self.rng.random(rows) < 0.001, COLUMN["temperature"]] = 95
         block[self.rng.random(rows) < 0.0001, COLUMN["remap_pending"]] = 1
