@@ -50,6 +50,7 @@ class FleetTable:
         self._nodes: dict[NodeId, tuple[int, tuple[DeviceId, ...]]] = {}
         self._rows: dict[DeviceId, int] = {}
         self._ids: list[DeviceId] = [DeviceId("")] * _FIRST_ROWS
+        self._handed = np.zeros(_FIRST_ROWS, dtype=np.int64)
         self.layout = 0
         """Grows whenever a row changes hands: state kept per row must then be looked at again."""
 
@@ -84,7 +85,12 @@ class FleetTable:
         self._clear(rows)
         self.layout += 1
 
+    def handed_after(self, layout: int) -> NDArray[np.int64]:
+        """Rows that have changed hands since ``layout`` was as it is given: what was kept of them is of another."""
+        return np.flatnonzero(self._handed > layout)
+
     def _clear(self, rows: slice) -> None:
+        self._handed[rows] = self.layout + 1
         self._values[:, rows] = np.nan
         self._ring[rows] = np.nan
         self._taken[rows] = 0
@@ -109,6 +115,7 @@ class FleetTable:
         self._taken = np.concatenate([self._taken, np.zeros(size, dtype=np.int64)])
         self._seen = np.concatenate([self._seen, np.full(size, NEVER_MS, dtype=np.int64)])
         self._used = np.concatenate([self._used, np.zeros(size, dtype=np.bool_)])
+        self._handed = np.concatenate([self._handed, np.zeros(size, dtype=np.int64)])
         self._ids += [DeviceId("")] * size
 
     def ingest(self, node: NodeId, values: bytes, rows: int, columns: int, seen_ms: int) -> None:

@@ -25,8 +25,13 @@ class _Counter:
         self._growth = growth
         self._copies: deque[tuple[int, NDArray[np.float32]]] = deque()
 
-    def begin(self) -> None:
-        self._copies.clear()
+    def hand_over(self, handed: NDArray[np.int64], rows: int) -> None:
+        grown = deque[tuple[int, NDArray[np.float32]]]()
+        for at_ms, copy in self._copies:
+            copy = np.concatenate([copy, np.full(rows - len(copy), np.nan, np.float32)])
+            copy[handed] = np.nan
+            grown.append((at_ms, copy))
+        self._copies = grown
 
     def take(self, table: FleetTable, known: NDArray[np.bool_], now_ms: int) -> None:
         """Keep a copy when it is time for one."""
@@ -60,9 +65,10 @@ class Growths:
         """Keep these from now on; what was kept already goes on."""
         self._counters = {growth: self._counters.get(growth) or _Counter(growth) for growth in sorted(wanted)}
 
-    def begin(self) -> None:
+    def hand_over(self, handed: NDArray[np.int64], rows: int) -> None:
+        """The table has so many rows now, and these are others' than before: nothing is known of their counters."""
         for counter in self._counters.values():
-            counter.begin()
+            counter.hand_over(handed, rows)
 
     def take(self, table: FleetTable, known: NDArray[np.bool_], now_ms: int) -> list[pl.Series]:
         """The growth of each, null where it is not known. ``known``: rows whose newest sample counts."""

@@ -167,20 +167,27 @@ class RuleEngine:
         if self._states:
             frame = self._frame(table, known, now_ms)
             conditions = [state.when.expr.alias(str(i)) for i, state in enumerate(self._states)]
-            verdicts = frame.lazy().select(conditions).collect()  # lazy: what conditions share is computed once
-            for state, verdict in zip(self._states, verdicts.iter_columns(), strict=True):
+            # Lazy: what conditions share is computed once. Beside the columns: one that is the same whatever they hold
+            # has a value per row all the same.
+            verdicts = frame.lazy().with_columns(conditions).select(pl.col(c.meta.output_name()) for c in conditions)
+            for state, verdict in zip(self._states, verdicts.collect().iter_columns(), strict=True):
                 found += _Look(state, verdict, table, frame, known, self._before, self._labels).transitions()
         np.copyto(self._before, table.seen_ms)
         return tuple(found[:MOST])
 
     def _begin(self, table: FleetTable) -> None:
-        """Rows have changed hands: every timer starts anew."""
+        """Rows have changed hands: what was counted there is forgotten. All others count on: in a large region some
+        node says hello or leaves every few seconds."""
+        handed, before = table.handed_after(self._layout), self._before
         self._layout = table.layout
         self._look_anew()
         self._before = table.seen_ms.copy()
-        self._growths.begin()
+        self._before[: len(before)] = before
+        self._before[handed] = table.seen_ms[handed]
+        self._growths.hand_over(handed, table.rows)
         for state in self._states:
-            state.begin(table.rows)
+            state.holding.hand_over(handed, table.rows)
+            state.calm.hand_over(handed, table.rows)
 
     def _frame(self, table: FleetTable, known: Mask, now_ms: int) -> pl.DataFrame:
         """What the rules look at, with null for what is not known."""
@@ -259,7 +266,7 @@ class _Look:
         denied = self._denied(rows)
         if self._state.clear is None or not rows.size:
             return denied, self._known[rows] & ~denied & _truth(self._verdict.gather(rows))
-        clear = self._frame[rows].select(self._state.clear.expr).to_series()
+        clear = self._frame[rows].with_columns(clear=self._state.clear.expr).get_column("clear")
         hit = _truth(self._verdict.gather(rows))
         known, outside = self._known[rows], False if self._outside is None else self._outside[rows]
         return outside | (known & _truth(clear) & ~hit), known & (hit | _truth(~clear))

@@ -33,6 +33,16 @@ class Timer:
             self._held = np.full(rows, -1, np.int32)
             self._sure = np.zeros(rows, np.bool_)
 
+    def hand_over(self, handed: Rows, rows: int) -> None:
+        """The table has so many rows now, and these are others' than before: what was counted there is forgotten."""
+        if not self.for_ms:
+            return
+        more = rows - len(self._held)
+        self._held = np.concatenate([self._held, np.full(more, -1, np.int32)])
+        self._sure = np.concatenate([self._sure, np.zeros(more, np.bool_)])
+        self._held[handed], self._sure[handed] = -1, False
+        self.running = np.setdiff1d(self.running, handed, assume_unique=True)
+
     def advance(
         self,
         yes: Rows,

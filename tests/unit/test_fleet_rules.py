@@ -260,6 +260,37 @@ def test_rows_that_change_hands_are_judged_anew() -> None:
     assert feed.tell(remap_failed=0) == {"remap-failed": False}
 
 
+def test_others_coming_and_going_end_no_timer_and_no_count() -> None:
+    """Protects: in a region in which some node says hello every few seconds, a rule that takes a minute still fires for
+    those whose rows have stayed theirs; a node that comes into freed rows inherits nothing."""
+    feed = Feed(rule(for_ms=30_000), rule("growth(ecc_corrected, '1m') >= 10", "grows"))
+    found: dict[str, int] = {}
+    for second in range(1, 41):
+        other = NodeId(f"n{second + 1}")
+        feed.table.register(other, tuple(DeviceId(f"{other}/gpu{slot}") for slot in range(second)))
+        if second > 2:
+            feed.table.forget(NodeId(f"n{second - 1}"))
+        for name, raised in feed.tell(temperature=90, ecc_corrected=second).items():
+            assert raised
+            found[name] = second
+    assert found == {"grows": 11, "r": 31}
+    feed.adopt(rule(for_ms=30_000, name="again"))
+    for _ in range(29):
+        assert "again" not in feed.tell(temperature=90)
+    feed.table.forget(NODE)
+    feed.table.register(NODE, IDS)
+    for _ in range(30):
+        assert "again" not in feed.tell(temperature=90)
+    assert feed.tell(temperature=90) == {"again": True}
+
+
+def test_a_condition_that_no_value_can_change_is_judged_like_any_other() -> None:
+    """Protects: an expression that the engine folds into one value has one for each row, and stops no replica."""
+    feed = Feed(rule("coalesce(1, temperature_c) = 1"))
+    assert feed.tell(temperature=20) == {"r": True}
+    assert [t.device for t in feed.transitions()] == [IDS[1]]
+
+
 def test_transitions_of_one_pass_are_bounded() -> None:
     table = FleetTable()
     ids = [DeviceId(f"n1/gpu{i}") for i in range(2 * MOST)]
