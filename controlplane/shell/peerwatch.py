@@ -31,6 +31,7 @@ log = logging.getLogger("gridkeeper.peerwatch")
 
 SLOW_CLASS, HANG_CLASS = "slow", "job-hang"
 """Fault classes: incidents merge by subject and class."""
+RULES = frozenset({*(metric.rule for metric in peers.METRICS), pace.RULE, HANG_CLASS})
 VERSION = 1
 LONGEST_PERIOD_MS, SHORTEST_PERIOD_MS = 5_000, 250
 REPORT_STALE_MS = 10_000
@@ -55,6 +56,10 @@ class FindingWriter:
         """Once it stands, it keeps the evidence and the trace that it was raised on until it is cleared."""
         self._wanted[finding.id] = finding
 
+    def revise(self, finding: FindingRecord) -> None:
+        """What stands says this from now on, unless something newer is wanted of it."""
+        self._wanted.setdefault(finding.id, finding)
+
     def clear(self, name: FindingId) -> None:
         self._wanted[name] = None
 
@@ -67,10 +72,13 @@ class FindingWriter:
             return
         for name, wanted in list(self._wanted.items()):
             held = self.standing().get(name)
-            if (held is not None and held.record.active) == (wanted is not None):
+            stands = held is not None and held.record.active
+            if stands == (wanted is not None) and (wanted is None or held is None or _same(held.record, wanted)):
                 del self._wanted[name]
                 continue
-            if wanted is not None:
+            if wanted is not None and held is not None and stands:
+                new = replace(held.record, severity=wanted.severity, action=wanted.action, shadow=wanted.shadow)
+            elif wanted is not None:
                 new = replace(wanted, trace=f"00-{self._rng.token(16)}-{self._rng.token(8)}-01")
             else:
                 assert held is not None, "what is active is there"
@@ -80,7 +88,7 @@ class FindingWriter:
             said = new.sentence if new.active else f"over: {new.sentence}"
             decision = Decision("detect.peers", said, (put,), subject=subject, trace=new.trace, evidence=new.evidence)
             try:
-                with tracing.root("fleet.peers", new.trace if wanted else "", {"rule": new.rule}):
+                with tracing.root("fleet.peers", new.trace if wanted and not stands else "", {"rule": new.rule}):
                     revision = await self._applier.apply(decision, self._actor, None)
                 await self._applier.caught_up(revision)
             except Conflict:
@@ -126,6 +134,7 @@ class PeerShell:
             policy = self._settings().policy.peers
             if self._settings().policy.mode is not Mode.OFF and policy.mode is not Mode.OFF:
                 now = self._clock.mono_ms()
+                self._revise()
                 for verdicts in self._peers.evaluate(self._table, self._peers_of(), self._convicted(), policy, now):
                     for verdict in verdicts:
                         self._slow(verdict)
@@ -145,6 +154,17 @@ class PeerShell:
         for name in ours:
             self._writer.clear(FindingId(name))
         return bool(ours)
+
+    def _revise(self) -> None:
+        """What stands weighs what the policy in force says, also what was found under another one."""
+        policy = self._settings().policy.peers
+        severity, action, shadow = policy.severity, policy.action, policy.mode is Mode.SHADOW
+        for held in self._writer.standing().values():
+            record = held.record
+            if record.active and _ours(record) and record.node in self._streams:
+                said = replace(record, severity=severity, action=action, shadow=shadow)
+                if said != record:
+                    self._writer.revise(said)
 
     def _peers_of(self) -> Mapping[DeviceId, peers.Member]:
         """Device -> its run; the same object until ownership changes. While the global store is away it is as last
@@ -192,7 +212,7 @@ class PeerShell:
                 trace="",
                 source="comparison with peers",
                 confidence=Confidence.MEDIUM,
-                shadow=Mode.SHADOW in (policy.mode, policy.peers.mode),
+                shadow=policy.peers.mode is Mode.SHADOW,
             )
         )
 
@@ -240,7 +260,7 @@ class PeerShell:
             trace="",
             source="comparison with the job's other nodes",
             confidence=Confidence.MEDIUM,
-            shadow=Mode.SHADOW in (policy.mode, policy.peers.mode),
+            shadow=policy.peers.mode is Mode.SHADOW,
         )
 
     # -- hung jobs
@@ -255,7 +275,7 @@ class PeerShell:
             self._writer.clear(_hang_id(job))
         for name, held in self._writer.standing().items():
             record = held.record
-            if record.fault_class == HANG_CLASS and record.active and self._left(record):
+            if record.rule == HANG_CLASS and record.active and self._left(record):
                 self._writer.clear(FindingId(name))
 
     def _left(self, finding: FindingRecord) -> bool:
@@ -316,14 +336,19 @@ class PeerShell:
                 trace="",
                 source="the job's progress line",
                 confidence=Confidence.MEDIUM,
-                shadow=Mode.SHADOW in (policy.mode, policy.peers.mode),
+                shadow=policy.peers.mode is Mode.SHADOW,
                 job=pulse.job,
             )
         )
 
 
 def _ours(finding: FindingRecord) -> bool:
-    return finding.fault_class in (SLOW_CLASS, HANG_CLASS)
+    """By its rule: a rule of the policy may use the same fault class."""
+    return finding.rule in RULES
+
+
+def _same(held: FindingRecord, wanted: FindingRecord) -> bool:
+    return (held.severity, held.action, held.shadow) == (wanted.severity, wanted.action, wanted.shadow)
 
 
 def _hang_id(job: JobId) -> FindingId:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from chaos.simulate.loop import run_virtual
 from gridkeeper import codec
-from gridkeeper.ids import Epoch, JobId, NodeId
+from gridkeeper.ids import Epoch, FindingId, JobId, NodeId
 from gridkeeper.policy.model import Mode, PeerPolicy, Policy
 from gridkeeper.ports.store import PutOp
-from gridkeeper.records.common import Scope
+from gridkeeper.records.common import Action, Scope
 from gridkeeper.records.faults import FindingRecord
 from gridkeeper.records.jobs import RunPhase
 from gridkeeper.v1.agent_pb2 import AgentFrame, Heartbeat
@@ -86,5 +86,41 @@ def test_in_shadow_mode_a_finding_is_marked() -> None:
             await b.adopt(Policy(peers=PeerPolicy(mode=Mode.SHADOW)))
             (found,) = await _findings(b, await _slow_node(b), active=True)
             assert found.shadow
+
+    run_virtual(main())
+
+
+def test_what_stands_follows_the_policy_in_force() -> None:
+    """Protects: a finding of the time in which the comparison acted is not acted on once it only watches, and one that
+    was only watched is acted on as soon as the policy says so; its evidence and trace stay."""
+
+    async def main() -> None:
+        async with bench() as b:
+            session = await _slow_node(b)
+            (found,) = await _findings(b, session, active=True)
+            for mode, action in ((Mode.SHADOW, Action.DRAIN), (Mode.ACT, Action.WATCH)):
+                await b.adopt(Policy(peers=PeerPolicy(mode=mode, action=action)))
+                for _ in range(60):
+                    (now,) = await _findings(b, session, active=True)
+                    if now != found:
+                        break
+                assert now == replace(found, shadow=mode is Mode.SHADOW, action=action)
+                found = now
+
+    run_virtual(main())
+
+
+def test_a_rule_of_the_policy_may_call_its_findings_slow() -> None:
+    """Protects: switching the comparison off clears its own findings, and nobody else's of the same fault class."""
+
+    async def main() -> None:
+        async with bench() as b:
+            session = await _slow_node(b)
+            (found,) = await _findings(b, session, active=True)
+            other = replace(found, id=FindingId("n1:policy-lazy"), rule="lazy", code="lazy")
+            await b.reader.txn([], [PutOp(KEYS.finding(other.id), codec.encode(other))])
+            await b.adopt(Policy(peers=PeerPolicy(mode=Mode.OFF)))
+            after = {finding.id: finding.active for finding in await _findings(b, session, active=False)}
+            assert after == {found.id: False, other.id: True}
 
     run_virtual(main())
