@@ -20,7 +20,8 @@ demo: $(STAMP)
 	$(BIN)/gridkeeper demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n auto
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 lint: $(STAMP) proto-check
 	$(BIN)/ruff check .
