@@ -49,6 +49,8 @@ REPAIRER = "repair-shop"
 SPOOL = SpoolId("trace")
 MAX_ROUNDS = 64
 GRACE_MS = 1
+_NO_HOLD = frozenset({HealthState.HEALTHY, HealthState.DRAINING, HealthState.DRAINED, HealthState.RETIRED})
+"""States that time alone does not end."""
 _WORLD = GlobalState()
 ACT = ""
 _Decide = Callable[[RegionState, Settings, Now], tuple[Decision, ...] | Decision | None]
@@ -270,7 +272,8 @@ class Player:
 
     def _health(self, record: HealthRecord) -> None:
         now = self.region.now_ms
-        self._await_holds(record.device)
+        if record.state not in _NO_HOLD:
+            self._await_holds(record.device)
         held = self._state_since.get(record.device)
         if held is not None and held[0] is record.state:
             return
