@@ -50,7 +50,7 @@ async def test_a_replica_killed_at_any_step_of_a_migration_is_stood_in_for(
     armed.mkdir()
     monkeypatch.setenv(ENVIRONMENT, str(armed))
     async with stage(GridOptions(replicas=2)) as (grid, seen):
-        spec = job_spec("wanderer", Training(steps=1_000_000, step_ms=20, checkpoint_every=50), 2)
+        spec = job_spec("wanderer", Training(steps=1_000_000, step_ms=400, checkpoint_every=4), 2)
         await seen.client.submit_job(spec)
         await seen.until("the job runs", lambda: seen.running("wanderer"))
         for epoch, edge in enumerate(EDGES, 1):

@@ -64,7 +64,7 @@ class Planner:
             for stage in STAGES:
                 state = region_state(self.region, self.mirror)
                 now = Now(CLOCK.mono_ms(), NOON + 1_000)
-                for decision in disjoint(stage(state, GlobalState(), self.settings, now)):
+                for decision in disjoint(stage.decide(state, GlobalState(), self.settings, now)):
                     try:
                         revision = await self.applier.apply(decision, f"machine/{self.name}", self.fence)
                         self.count["applied"] += 1
