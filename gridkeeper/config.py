@@ -65,6 +65,9 @@ class AgentConfig:
     spool_max_bytes: int = 64 * 1024 * 1024
     otlp_endpoint: str = ""
     repair_commands: RepairCommands = field(default_factory=RepairCommands)
+    zone: str = ""  # failure domain above the rack; "" = none
+    probe_listen: str = ""  # host:port where peers' probes are answered; "" = nowhere
+    probe_advertise: str = ""  # how peers reach it; "" = the same
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,11 @@ def _name(value: str) -> None:
         raise Wrong(str(error).removeprefix(": ")) from error
 
 
+def _optional_name(value: str) -> None:
+    if value:
+        _name(value)
+
+
 def _backend(value: str) -> None:
     word, colon, rest = value.partition(":")
     if value in ("nvml", "host") or (word == "replay" and colon and rest):
@@ -236,6 +241,9 @@ RULES: dict[tuple[type, str], Rule] = {
     (AgentConfig, "checkpoints"): _path,
     (AgentConfig, "rack"): Rule(_name),
     (AgentConfig, "backends"): Rule(_backend, some=True),
+    (AgentConfig, "zone"): Rule(_optional_name),
+    (AgentConfig, "probe_listen"): Rule(_optional_address),
+    (AgentConfig, "probe_advertise"): Rule(_optional_address),
     (AgentConfig, "metrics_listen"): Rule(_optional_address),
     (AgentConfig, "otlp_endpoint"): Rule(_url),
     (AgentConfig, "driver_timeout_ms"): between(100, 600_000),

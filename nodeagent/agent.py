@@ -16,6 +16,7 @@ from gridkeeper.ports.disk import DiskError
 from gridkeeper.ports.hostwork import HostRunner
 from gridkeeper.ports.jobs import CheckpointStore, Executor
 from gridkeeper.ports.link import Transport
+from gridkeeper.ports.probe import ProbeAnswerer, Prober
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.timings import Timings
 from nodeagent.checkpointing import CheckpointDirs
@@ -25,6 +26,7 @@ from nodeagent.disklog import LogSource
 from nodeagent.hostcommands import HostCommands, NoRunner
 from nodeagent.kernel.parse import Parser
 from nodeagent.kernel_log import Entry, Gap, KernelLog
+from nodeagent.probing import Probing
 from nodeagent.runner import Runner
 from nodeagent.sampler import DeviceWatch
 from nodeagent.spool import Spool, open_spool
@@ -63,6 +65,8 @@ class AgentPorts:
     runner: Runner | None = None
     repairs: StateFile = field(default_factory=MemoryState)
     host_runner: HostRunner = field(default_factory=NoRunner)
+    prober: Prober | None = None
+    answerer: ProbeAnswerer | None = None
 
 
 class Agent:
@@ -126,6 +130,7 @@ class Agent:
             ports.clock,
             ports.rng,
             self._timings,
+            Probing(ports.prober, ports.clock) if ports.prober else None,
         )
         try:
             await self._tell_boot(spool)
@@ -138,6 +143,8 @@ class Agent:
                 group.create_task(spool.run())
                 group.create_task(self._flush())
                 group.create_task(self._link(self.uplink))
+                if ports.answerer:
+                    group.create_task(ports.answerer.run())
                 if ports.kernel_log:
                     group.create_task(ports.kernel_log.run(self._kernel_lines))
         finally:

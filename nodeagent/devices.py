@@ -106,6 +106,8 @@ class Devices:
             metric_schema=SCHEMA_VERSION,
             devices=[DeviceInfo(**asdict(device)) for device in self.all()],
             uptime_ms=self._clock.mono_ms(),
+            zone=self._config.zone,
+            probe_address=self._config.probe_advertise or self._config.probe_listen,
         )
 
     def telemetry(self) -> Telemetry | None:

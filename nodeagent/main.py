@@ -16,6 +16,7 @@ from gridkeeper.config import AgentConfig
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ports.devices import BackendError
 from gridkeeper.ports.disk import DiskError
+from gridkeeper.v1.agent_pb2 import ProbeAnswer
 from nodeagent import metrics
 from nodeagent.agent import Agent, AgentPorts
 from nodeagent.backends.registry import make_backend
@@ -24,6 +25,7 @@ from nodeagent.disklog import FileLogs
 from nodeagent.hostrunner import ProcessRunner
 from nodeagent.kernel_log import open_kernel_log
 from nodeagent.orders import BadBook
+from nodeagent.probelink import TlsProbeAnswerer, TlsProber
 from nodeagent.statefile import FileState, StateDirInUse, StateDirLock
 from nodeagent.transport import GrpcTransport
 
@@ -37,6 +39,7 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor) -> Agent
     clock = SystemClock()
     boot_id = BOOT_ID.read_text(encoding="ascii").strip()
     rng = SystemRng()
+    answer = ProbeAnswer(node=config.node, boot_id=boot_id)
     ports = AgentPorts(
         clock=clock,
         rng=rng,
@@ -51,6 +54,8 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor) -> Agent
         backends=[make_backend(spec, clock, state) for spec in config.backends],
         boot_id=boot_id,
         resume_dir=state / "resume",
+        prober=TlsProber(config.tls, config.region, clock),
+        answerer=TlsProbeAnswerer(config.probe_listen, config.tls, answer, clock) if config.probe_listen else None,
         kernel_log=open_kernel_log(config.kernel_log, clock, boot_id, state),
         repairs=FileState(state / "repairs.json"),
         host_runner=ProcessRunner(),

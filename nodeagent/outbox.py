@@ -23,12 +23,13 @@ class Urgency(enum.IntEnum):
 
     EVENTS = 0
     RENEWAL = 1
-    WORKLOADS = 2
-    CHECKPOINT = 3
-    HOST = 4
-    LOG = 5
-    HEARTBEAT = 6
-    TELEMETRY = 7
+    PROBE = 2
+    WORKLOADS = 3
+    CHECKPOINT = 4
+    HOST = 5
+    LOG = 6
+    HEARTBEAT = 7
+    TELEMETRY = 8
 
 
 class Outbox:

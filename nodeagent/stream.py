@@ -25,6 +25,7 @@ from gridkeeper.v1.agent_pb2 import (
     HostReport,
     LogChunk,
     LogRequest,
+    ProbeRequest,
     Renewal,
     RenewalAck,
     RenewalItem,
@@ -32,6 +33,7 @@ from gridkeeper.v1.agent_pb2 import (
     WorkloadReport,
 )
 from nodeagent.outbox import Outbox, Urgency
+from nodeagent.probing import Probing
 from nodeagent.spool import BATCH, Spool
 
 log = logging.getLogger("gridkeeper.agent.uplink")
@@ -134,6 +136,7 @@ class Stream:
         repairs: Repairs,
         clock: Clock,
         counters: LinkCounters,
+        probing: Probing | None = None,
     ) -> None:
         self._session = session
         self._slots = frozenset(device.slot for device in hello.devices)
@@ -146,6 +149,7 @@ class Stream:
         self._repairs = repairs
         self._clock = clock
         self._counters = counters
+        self._probing = probing
         self._outbox = Outbox()
         self._heard_ms = self._began_ms = clock.mono_ms()
         self._sent = 0  # highest sequence sent on this stream
@@ -206,6 +210,9 @@ class Stream:
                 if self._logs < MAX_LOG_REQUESTS:
                     self._logs += 1
                     group.create_task(self._log(frame.log_request))
+            case "probe_request":
+                if self._probing is not None:
+                    group.create_task(self._probe(self._probing, frame.probe_request))
             case other:
                 log.warning("A frame of kind %s is ignored; is the control plane newer than this agent?", other)
 
@@ -328,6 +335,11 @@ class Stream:
     def _report(self) -> AgentFrame | None:
         report = self._workloads.report()
         return None if report is None else AgentFrame(workloads=report)
+
+    async def _probe(self, probing: Probing, request: ProbeRequest) -> None:
+        report = await probing.report(request)
+        if report is not None:
+            self._outbox.put(Urgency.PROBE, lambda: AgentFrame(probe=report), report.node)
 
     async def _log(self, request: LogRequest) -> None:
         try:

@@ -17,6 +17,7 @@ from gridkeeper.v1.agent_pb2 import (
     AgentFrame,
     Welcome,
 )
+from nodeagent.probing import Probing
 from nodeagent.spool import Spool
 from nodeagent.stream import SILENT_LEAST_MS, Inventory, LinkCounters, NewHello, Repairs, Stream, Workloads
 
@@ -44,6 +45,7 @@ class Uplink:
         clock: Clock,
         rng: Rng,
         timings: Timings,
+        probing: Probing | None = None,
     ) -> None:
         self._transport = transport
         self._servers = tuple(servers)
@@ -54,6 +56,7 @@ class Uplink:
         self._clock = clock
         self._rng = rng
         self._timings = timings
+        self._probing = probing
         self.counters = LinkCounters()
 
     async def run(self) -> None:
@@ -117,6 +120,7 @@ class Uplink:
                 self._repairs,
                 self._clock,
                 self.counters,
+                self._probing,
             )
             await stream.run(welcome.welcome.acked_sequence)
         finally:

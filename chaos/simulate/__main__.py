@@ -6,10 +6,10 @@ import argparse
 import logging
 import sys
 
+from chaos.simulate.library import STORIES, run
 from chaos.simulate.play import Outcome
 from chaos.simulate.replay import replay
 from chaos.simulate.sentences import sentences
-from chaos.simulate.stories import STORIES, run
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.executor import SimJob
 from chaos.simulate.history import GLOBAL_STORE, History, Injected
 from chaos.simulate.host import SimHost
-from chaos.simulate.network import SimNetwork
+from chaos.simulate.network import BOTH, SimNetwork
 from chaos.simulate.recorder import Recorder
 from chaos.simulate.server import SimServer
 from chaos.simulate.store import FaultRates, SimCluster, SimStore
@@ -49,12 +49,14 @@ class NotSeen(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is built. ``weather``: what each replica's store calls suffer all the time."""
+    """What is built. ``weather``: what each replica's store calls suffer all the time. ``racks``: per region, nodes in
+    turn; 0: each node in its own."""
 
     regions: tuple[str, ...] = ("east", "west")
     nodes: int = 2
     devices: int = 8
     replicas: int = 2
+    racks: int = 0
     timings: Timings = SHORT
     policy: Policy = field(default_factory=default_policy)
     weather: FaultRates = field(default_factory=FaultRates)
@@ -100,9 +102,13 @@ class SimGrid:
                     addresses,
                     self.shape.devices,
                     self.shape.timings,
+                    self._rack(region, node, number),
                     self._script,
                     recorder,
                 )
+
+    def _rack(self, region: RegionId, node: NodeId, number: int) -> str:
+        return f"{region}-rack-{number % self.shape.racks}" if self.shape.racks else f"rack-{node}"
 
     def _host_clock(self, name: str) -> SimClock:
         dice = self.rng.child(f"clock-{name}")
@@ -296,9 +302,10 @@ class SimGrid:
         self._injected(f"{replica} reaches its {store} store again")
         self.store_of(replica, store).heal()
 
-    def cut(self, node: NodeId, replica: str) -> None:
-        self._injected(f"the network between {node} and {replica} is cut")
-        self.network.cut(node, replica)
+    def cut(self, node: NodeId, replica: str, direction: str = BOTH) -> None:
+        way = "" if direction == BOTH else f" ({direction} only)"
+        self._injected(f"the network between {node} and {replica} is cut{way}")
+        self.network.cut(node, replica, direction)
 
     def heal_cut(self, node: NodeId) -> None:
         self._injected(f"the network of {node} is whole again")

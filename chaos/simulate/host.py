@@ -41,6 +41,7 @@ class SimHost:
         servers: Sequence[str],
         devices: int,
         timings: Timings,
+        rack: str,
         script: Callable[[Launch], SimJob],
         witness: Witness,
     ) -> None:
@@ -60,11 +61,25 @@ class SimHost:
         self._checkpoints = checkpoints
         self._servers = tuple(servers)
         self._timings = timings
+        self.rack = rack
+        network.answer_probes(node, self._answer_probe)
         self._states = {name: SimState() for name in ("orders", "inventory", "boot")}
         self._boots = 1
         self._starts = 0
         self._gate = Gate()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def boot_id(self) -> str:
+        return f"boot-{self.node}-{self._boots}"
+
+    async def _answer_probe(self) -> str | None:
+        if not self.powered:
+            await asyncio.Event().wait()
+        if self._task is None:
+            return None
+        await self._gate.passing()
+        return self.boot_id
 
     @property
     def agent_task(self) -> asyncio.Task[None] | None:
@@ -83,8 +98,9 @@ class SimHost:
             state_dir=str(ROOT / self.node),
             tls=TlsFiles("", "", ""),
             checkpoints="",
-            rack=f"rack-{self.node}",
+            rack=self.rack,
             driver_timeout_ms=DRIVER_TIMEOUT_MS,
+            probe_listen=self.node,
         )
         ports = AgentPorts(
             clock=clock,
@@ -98,10 +114,11 @@ class SimHost:
             inventory=self._states["inventory"],
             last_boot=self._states["boot"],
             backends=[self.backend],
-            boot_id=f"boot-{self.node}-{self._boots}",
+            boot_id=self.boot_id,
             resume_dir=ROOT / self.node / "resume",
             kernel_log=self.kernel.reader(clock),
             runner=InlineRunner(clock, lambda lane: self.driver_hung),
+            prober=self._network.prober(self.node),
         )
         agent = Agent(config, ports, self._timings)
         delay_ms = round(self._rng.uniform(0, 100))

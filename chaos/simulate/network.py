@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from chaos.simulate.clock import SimRng
+from gridkeeper.ids import NodeId
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.link import LinkClosed, LinkRefused
+from gridkeeper.ports.probe import Probed
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
 
+UP, DOWN, BOTH = "up", "down", "both"
 Handler = Callable[["SimControlSession"], Awaitable[None]]
 Witness = Callable[["SimControlSession", ControlFrame], None]
 """Told of every frame that a replica sends, when it sends it."""
@@ -138,7 +141,8 @@ class SimNetwork:
         self._rng = rng
         self._handlers: dict[str, Handler] = {}
         self._serving: dict[str, set[asyncio.Task[None]]] = {}
-        self._cuts: set[tuple[str, str]] = set()
+        self._cuts: set[tuple[str, str, str]] = set()
+        self._answering: dict[str, Callable[[], Awaitable[str | None]]] = {}
 
     def listen(self, address: str, handler: Handler) -> None:
         self._handlers[address] = handler
@@ -150,12 +154,45 @@ class SimNetwork:
         for task in list(self._serving.get(address, ())):
             task.cancel()
 
-    def cut(self, node: str, address: str) -> None:
-        self._cuts.add((node, address))
+    def answer_probes(self, node: str, boot_id: Callable[[], Awaitable[str | None]]) -> None:
+        """``boot_id``: of the agent on that host; None: the host is there, its agent is not. It may never come back."""
+        self._answering[node] = boot_id
+
+    def cut(self, node: str, address: str, direction: str = BOTH) -> None:
+        """Between a node and a replica, or another node. ``direction``: ``UP`` is from the node."""
+        for way in (UP, DOWN) if direction == BOTH else (direction,):
+            self._cuts.add((node, address, way))
+
+    def is_cut(self, node: str, address: str, way: str) -> bool:
+        return (node, address, way) in self._cuts
+
+    async def probe(self, prober: str, node: str, timeout_ms: int) -> Probed:
+        """One attempt of a peer. What a cut or dead network swallows shows only as time."""
+        took = round(self._rng.uniform(1, 5))
+        answer = self._answering.get(node)
+
+        async def silent() -> Probed:
+            await self._clock.sleep(max(0, timeout_ms - took))
+            return Probed(False, f"no answer within {timeout_ms} ms")
+
+        await self._clock.sleep(min(took, timeout_ms))
+        if answer is None or any((a, b) in {(prober, node), (node, prober)} for a, b, _ in self._cuts):
+            return await silent()
+        try:
+            async with asyncio.timeout(max(0, timeout_ms - took) / 1000):
+                boot_id = await answer()
+        except TimeoutError:
+            return Probed(False, f"no answer within {timeout_ms} ms")
+        if boot_id is None:
+            return Probed(False, "connection refused", refused=True)
+        return Probed(True, "", 1000 * took, boot_id=boot_id)
+
+    def prober(self, node: str) -> SimProber:
+        return SimProber(self, node)
 
     def heal(self, node: str = "") -> None:
         """All cuts, or those of one node."""
-        self._cuts = {cut for cut in self._cuts if node and cut[0] != node}
+        self._cuts = {cut for cut in self._cuts if node and node not in cut[:2]}
 
     def transport(self, node: str, region: str) -> SimTransport:
         return SimTransport(self, node, region)
@@ -163,15 +200,12 @@ class SimNetwork:
     async def connect(self, node: str, region: str, address: str) -> SimAgentSession:
         await self._clock.sleep(round(self._rng.uniform(1, 5)))
         handler = self._handlers.get(address)
-        if handler is None or (node, address) in self._cuts:
+        if handler is None or self.is_cut(node, address, UP) or self.is_cut(node, address, DOWN):
             raise LinkClosed(f"{address} does not answer")
         rng = self._rng.child(f"{node}-{address}-{self._clock.mono_ms()}")
 
-        def cut() -> bool:
-            return (node, address) in self._cuts
-
-        up = _Pipe(self._clock, rng.child("up"), cut)
-        down = _Pipe(self._clock, rng.child("down"), cut)
+        up = _Pipe(self._clock, rng.child("up"), lambda: self.is_cut(node, address, UP))
+        down = _Pipe(self._clock, rng.child("down"), lambda: self.is_cut(node, address, DOWN))
         agent = SimAgentSession(up, down)
         task = asyncio.get_running_loop().create_task(
             self._serve(handler, SimControlSession(node, region, address, up, down, agent, self._witness), up, down)
@@ -186,6 +220,17 @@ class SimNetwork:
         finally:
             up.close("the replica closed the stream", receiver=True)
             down.close("the replica closed the stream")
+
+
+class SimProber:
+    """``Prober`` of one node."""
+
+    def __init__(self, network: SimNetwork, node: str) -> None:
+        self._network = network
+        self._node = node
+
+    async def probe(self, node: NodeId, address: str, timeout_ms: int) -> Probed:
+        return await self._network.probe(self._node, address, timeout_ms)
 
 
 class SimTransport:

@@ -12,7 +12,7 @@ from chaos.simulate.gray import STORIES as GRAY
 from chaos.simulate.grid import NotSeen, Shape, SimGrid
 from chaos.simulate.history import GLOBAL_STORE, Gone, Started, Stepped
 from chaos.simulate.limits_story import SHARED_BUDGET
-from chaos.simulate.play import Claim, Outcome, Story, play
+from chaos.simulate.play import Claim, Story
 from chaos.simulate.storm import STORM
 from gridkeeper.ids import DeviceId, JobId, NodeId
 from gridkeeper.keys import KEYS, RegionKeys
@@ -50,12 +50,12 @@ SHAPE = Shape(jobs={JOB: SimJob(STEP_MS, EVERY, STEPS)})
 
 async def planned_move(grid: SimGrid) -> tuple[Claim, ...]:
     """A device has a row remap pending and its corrected errors rise."""
-    owner = await _steady(grid)
+    owner = await steady(grid)
     device = _pick(grid, owner)
     grid.set_metrics(device, remap_pending=1)
     async with _background(_rising_errors(grid, device)):
         await _moved(grid, device)
-    await _finished(grid)
+    await finished(grid)
     counts = Counter(entry.step for entry in _steps(grid))
     twice = sorted(step for step, count in counts.items() if count > 1)
     return (
@@ -66,7 +66,7 @@ async def planned_move(grid: SimGrid) -> tuple[Claim, ...]:
 
 async def crash(grid: SimGrid) -> tuple[Claim, ...]:
     """An uncorrectable memory error kills the job's process."""
-    owner = await _steady(grid)
+    owner = await steady(grid)
     device = _pick(grid, owner)
     pid = await grid.pid(owner.node, JOB)
     grid.set_metrics(device, ecc_uncorrected=1)
@@ -75,7 +75,7 @@ async def crash(grid: SimGrid) -> tuple[Claim, ...]:
     grid.crash_job(JOB)
     async with _background(_row_remapped(grid, device)):
         await _moved(grid, device)
-    await _finished(grid)
+    await finished(grid)
     counts = Counter(entry.step for entry in _steps(grid))
     redone = sum(count - 1 for count in counts.values())
     return (
@@ -86,20 +86,20 @@ async def crash(grid: SimGrid) -> tuple[Claim, ...]:
 
 async def node_lost(grid: SimGrid) -> tuple[Claim, ...]:
     """A node loses power: unreachable, its job recovered after R, its devices not drained; then it comes back."""
-    owner = await _steady(grid)
+    owner = await steady(grid)
     await grid.kill_node(owner.node)
-    await _recovered(grid)
+    await recovered(grid)
     silent = grid.one(owner.region, RegionKeys(owner.region).liveness(owner.node), LivenessRecord)
     states = _health(grid, owner)
     grid.boot_node(owner.node)
-    await _finished(grid)
-    await grid.until(lambda: _is_alive(grid, owner), f"{owner.node} alive again", SOON_MS)
+    await finished(grid)
+    await grid.until(lambda: is_alive(grid, owner), f"{owner.node} alive again", SOON_MS)
     await grid.until(lambda: _all_known(grid, owner), f"the devices of {owner.node} known again", SOON_MS)
     return (
-        *await _end(grid),
+        *await job_ended(grid),
         *_two_epochs(grid),
-        Claim("one migration", len(_moves(grid)) == 1, ", ".join(m.id for m in _moves(grid)), calm=True),
-        _nothing_drained(grid),
+        Claim("one migration", len(moves_of_job(grid)) == 1, ", ".join(m.id for m in moves_of_job(grid)), calm=True),
+        nothing_drained(grid),
         Claim(
             "the node was unreachable, not failed", silent is not None and silent.state is NodeState.UNREACHABLE,
             silent.reason if silent else "no record",
@@ -111,20 +111,20 @@ async def node_lost(grid: SimGrid) -> tuple[Claim, ...]:
 async def agent_frozen(grid: SimGrid) -> tuple[Claim, ...]:
     """An agent is stopped without ending: its guardian ends the job at the deadline, before anyone starts it elsewhere;
     the agent that wakes up later starts nothing."""
-    owner = await _steady(grid)
+    owner = await steady(grid)
     grid.freeze_agent(owner.node)
-    await _recovered(grid)
+    await recovered(grid)
     grid.thaw_agent(owner.node)
-    await _finished(grid)
-    await grid.until(lambda: _is_alive(grid, owner), f"{owner.node} alive again", SOON_MS)
+    await finished(grid)
+    await grid.until(lambda: is_alive(grid, owner), f"{owner.node} alive again", SOON_MS)
     starts = [entry for entry in grid.history if isinstance(entry, Started)]
     ends = [entry for entry in grid.history if isinstance(entry, Gone) and entry.epoch == owner.epoch]
     before = bool(ends) and all(ends[0].at_ms <= start.at_ms for start in starts[1:])
     return (
-        *await _end(grid),
+        *await job_ended(grid),
         *_two_epochs(grid),
-        Claim("one migration", len(_moves(grid)) == 1, ", ".join(m.id for m in _moves(grid)), calm=True),
-        _nothing_drained(grid),
+        Claim("one migration", len(moves_of_job(grid)) == 1, ", ".join(m.id for m in moves_of_job(grid)), calm=True),
+        nothing_drained(grid),
         Claim("the old epoch was gone before the new one started", before, f"{len(ends)} ends, {len(starts)} starts"),
     )
 
@@ -132,22 +132,22 @@ async def agent_frozen(grid: SimGrid) -> tuple[Claim, ...]:
 async def view_lost(grid: SimGrid) -> tuple[Claim, ...]:
     """The replica that holds the stream of a job's node loses the global store: the agent has the job renewed by the
     other replica of the region before its deadline, and nothing is stopped or moved."""
-    owner = await _steady(grid)
+    owner = await steady(grid)
     replica = grid.replica_of(owner.node)
     grid.partition_store(replica, "global")
-    await _finished(grid)
+    await finished(grid)
     now = grid.replica_of(owner.node)
     grid.heal_store(replica, "global")
     starts = [entry for entry in grid.history if isinstance(entry, Started)]
     return (
-        *await _end(grid),
-        _nothing_drained(grid),
+        *await job_ended(grid),
+        nothing_drained(grid),
         Claim("the job ran in one epoch", len(starts) == 1, f"{len(starts)} starts", calm=True),
         Claim("its node went to the other replica", now not in ("", replica), f"{replica}, then {now}", calm=True),
     )
 
 
-STORIES: dict[str, Story] = {
+FAULTS: dict[str, Story] = {
     story.name: story
     for story in (
         Story("planned-move", "a row remap is pending and corrected errors rise", planned_move, SHAPE),
@@ -160,11 +160,6 @@ STORIES: dict[str, Story] = {
         SHARED_BUDGET,
     )
 }
-
-
-def run(name: str, seed: int, rough: bool = False) -> Outcome:
-    """Play a story of ``STORIES`` (see ``play.play``). Raises ``KeyError`` for a name that is none."""
-    return play(STORIES[name], seed, rough)
 
 
 # -- faults
@@ -201,7 +196,7 @@ def _pick(grid: SimGrid, owner: OwnershipRecord) -> DeviceId:
 # -- waiting
 
 
-async def _steady(grid: SimGrid) -> OwnershipRecord:
+async def steady(grid: SimGrid) -> OwnershipRecord:
     """Submitted, running, one checkpoint verified, and somewhere before the one after the next, by the seed."""
     spec = records_pb2.JobSpec(
         name=JOB,
@@ -229,7 +224,7 @@ async def _moved(grid: SimGrid, device: DeviceId) -> None:
     """The device is drained and the job runs elsewhere."""
 
     def moved() -> bool:
-        drains, moves = _drains(grid, device), _moves(grid)
+        drains, moves = _drains(grid, device), moves_of_job(grid)
         return bool(
             drains and drains[-1].state is DrainState.DRAINED and moves and moves[-1].state is MigrationState.DONE
         )
@@ -237,15 +232,15 @@ async def _moved(grid: SimGrid, device: DeviceId) -> None:
     await grid.until(moved, f"{device} drained and {JOB} moved", SOON_MS)
 
 
-async def _recovered(grid: SimGrid) -> None:
+async def recovered(grid: SimGrid) -> None:
     def recovered() -> bool:
-        moves = _moves(grid)
+        moves = moves_of_job(grid)
         return bool(moves and moves[-1].state is MigrationState.DONE)
 
     await grid.until(recovered, f"{JOB} running elsewhere", SOON_MS)
 
 
-async def _finished(grid: SimGrid) -> None:
+async def finished(grid: SimGrid) -> None:
     def ended() -> bool:
         job = grid.one(GLOBAL_STORE, KEYS.job(JOB), JobRecord)
         return job is not None and job.state in (JobState.SUCCEEDED, JobState.FAILED)
@@ -271,7 +266,7 @@ def _drains(grid: SimGrid, device: DeviceId) -> tuple[DrainRecord, ...]:
     return tuple(sorted(found, key=lambda drain: drain.planned_ms))
 
 
-def _moves(grid: SimGrid) -> tuple[MigrationRecord, ...]:
+def moves_of_job(grid: SimGrid) -> tuple[MigrationRecord, ...]:
     """Migrations of the job away from somewhere."""
     every = grid.all(GLOBAL_STORE, KEYS.prefix("migrations"), MigrationRecord)
     return tuple(sorted((m for m in every if m.source_node), key=lambda move: move.requested_ms))
@@ -283,7 +278,7 @@ def _health(grid: SimGrid, owner: OwnershipRecord) -> set[str]:
     return {record.state.value if record else "none" for record in found}
 
 
-def _is_alive(grid: SimGrid, owner: OwnershipRecord) -> bool:
+def is_alive(grid: SimGrid, owner: OwnershipRecord) -> bool:
     record = grid.one(owner.region, RegionKeys(owner.region).liveness(owner.node), LivenessRecord)
     return record is not None and record.state is NodeState.ALIVE
 
@@ -299,13 +294,13 @@ async def _end_of_move(grid: SimGrid, device: DeviceId) -> tuple[Claim, ...]:
     region, keys = grid.region_of(device)
     incidents = [i for i in grid.all(region, keys.prefix("incidents"), IncidentRecord) if i.subject == device]
     every = [d for name in grid.shape.regions for d in _all_drains(grid, name)]
-    moves = _moves(grid)
+    moves = moves_of_job(grid)
     landed = [move for move in moves if move.state is MigrationState.DONE]  # one that is superseded is never measured
     unmeasured = [move.id for move in landed if move.rto_ms < 0 or move.rpo_steps < 0]
     accounts = {f"device/{device}": region, f"region/{region}": region, f"job/{JOB}": GLOBAL_STORE}
     known = [scope for scope, store in accounts.items() if _account(grid, store, keys, scope)]
     return (
-        *await _end(grid),
+        *await job_ended(grid),
         *_two_epochs(grid),
         Claim("one incident for the device", len(incidents) == 1, f"{[i.id for i in incidents]}"),
         Claim("one drain in the grid", len(every) == 1 and every[0].device == device, f"{[d.id for d in every]}"),
@@ -325,7 +320,7 @@ def _all_drains(grid: SimGrid, region: str) -> tuple[DrainRecord, ...]:
     return grid.all(region, keys.prefix("drains"), DrainRecord)
 
 
-def _nothing_drained(grid: SimGrid) -> Claim:
+def nothing_drained(grid: SimGrid) -> Claim:
     drains = [d.id for name in grid.shape.regions for d in _all_drains(grid, name)]
     return Claim("nothing was drained", not drains, ", ".join(drains))
 
@@ -340,7 +335,7 @@ def _two_epochs(grid: SimGrid) -> tuple[Claim, ...]:
     )
 
 
-async def _end(grid: SimGrid) -> tuple[Claim, ...]:
+async def job_ended(grid: SimGrid) -> tuple[Claim, ...]:
     """The job is as if nothing had happened, and nothing is left behind."""
     job = grid.one(GLOBAL_STORE, KEYS.job(JOB), JobRecord)
     runs = grid.all(GLOBAL_STORE, KEYS.prefix("runs"), RunRecord)

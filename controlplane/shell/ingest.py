@@ -35,6 +35,7 @@ from gridkeeper.v1.agent_pb2 import (
     Hello,
     LogChunk,
     LogRequest,
+    ProbeReport,
     Telemetry,
     Welcome,
     WorkloadReport,
@@ -93,6 +94,7 @@ class Ingest:
         self._closing: set[asyncio.Task[None]] = set()
         self._beat = beat
         self._links = Links(timings)
+        self.probe_answered: Callable[[AgentStream, ProbeReport], None] = lambda stream, report: None
         self.streams: dict[NodeId, AgentStream] = {}
         self.silence = SilenceWatch(self.streams, self._mark, beat, policy, clock, timings)
         self.host = HostFeed(region, replica, local, self.streams, applier, clock)
@@ -251,6 +253,8 @@ class Ingest:
                 waiting = stream.logs.pop(frame.log.id, None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(frame.log)
+            case "probe":
+                self.probe_answered(stream, frame.probe)
             case "hello":
                 raise BadEvent("frame: a second hello on one stream; open a new stream instead")
             case other:

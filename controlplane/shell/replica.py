@@ -20,6 +20,7 @@ from controlplane.shell.notices import LogNotifier, Notices
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.peerwatch import PeerShell
 from controlplane.shell.policies import PolicyInForce
+from controlplane.shell.probing import ProbeDesk
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.sessioncare import SessionCare
@@ -102,6 +103,8 @@ class Replica:
         self._care = SessionCare(
             region, replica, ports.region_store, self.local, self.ingest.streams, clock, timings
         )  # fmt: skip
+        self._probes = ProbeDesk(region, ports.region_store, self.local, self.ingest.streams, self._liveness, clock)
+        self.ingest.probe_answered = self._probes.answered
         self._rules = RuleWatch(
             region,
             replica,
@@ -153,6 +156,7 @@ class Replica:
             group.create_task(self._keep("the care for sessions", self._care.run))
             group.create_task(self._keep("the watch over silence", self.ingest.silence.run))
             group.create_task(self._keep("the repairs of hosts", self.ingest.host.run))
+            group.create_task(self._keep("the questions to peers", self._probes.run))
             group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, both=True))
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")

@@ -45,6 +45,8 @@ DURATIONS = frozenset(
     | {"lead_ms", "wait_ms", "checkpoint_age_ms", "up_ms", "degraded_ms", "down_ms", "excluded_ms", "unknown_ms"}
 )
 """Every other field ending in ``_ms`` is a moment."""
+SENTENCES = frozenset({"witnesses"})
+"""Lists of sentences: one a line."""
 
 
 @click.command()
@@ -118,6 +120,10 @@ def print_fields(value: dict[str, Any], now_ms: int, depth: int = 1) -> None:
             for one in held:
                 print(f"{pad}  -")
                 print_fields(one, now_ms, depth + 2)
+        elif key in SENTENCES and held:
+            print(f"{pad}{key}:")
+            for one in held:
+                print(f"{pad}  {one_line(one)}")
         else:
             print(f"{pad}{key.removesuffix('_ms')}: {_shown(key, held, now_ms)}")
 

@@ -131,7 +131,7 @@ class CertificateAuthority:
         if serves:
             names += [_general_name(host) for host in dict.fromkeys((*LOCAL_HOSTS, *hosts))]
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if serves:
+        if serves or identity.kind is Kind.NODE:  # a node answers its peers' probes; without a host name to pose as
             uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
         key = ec.generate_private_key(ec.SECP256R1())
         start = _now(self._clock)

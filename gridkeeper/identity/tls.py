@@ -71,11 +71,11 @@ class _Reload:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._seen = _stamps(files)
+        self._seen = stamps_of(files)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:  # None: as before
         with self._lock:
-            stamps = _stamps(self._files)
+            stamps = stamps_of(self._files)
             if stamps == self._seen:
                 return None
             self._seen = stamps
@@ -88,7 +88,8 @@ class _Reload:
             return configuration
 
 
-def _stamps(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
+def stamps_of(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
+    """What changes when files are renewed."""
     stamps = []
     for path in (files.authority, files.certificate, files.key):
         try:

@@ -12,17 +12,19 @@ import pytest
 
 from chaos.simulate.__main__ import main
 from chaos.simulate.history import Acked, Commit, Gone, Injected, Renewed, Started, Stepped, Stored
+from chaos.simulate.library import STORIES, run
 from chaos.simulate.play import Outcome
-from chaos.simulate.stories import STORIES, run
+from chaos.simulate.silences import SILENCES
 
 SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {
     "view-lost": range(1, 4),
     "storm": range(1, 6),
     "shared-budget": range(1, 4),
 }
+SEEDS |= dict.fromkeys(SILENCES, range(1, 3))
 ROOT = Path(__file__).parents[2]
 DIGESTS = """
-from chaos.simulate.stories import STORIES, run
+from chaos.simulate.library import STORIES, run
 for name in ("planned-move", "crash", "storm"):
     print(name, run(name, 1).history.digest())
 """

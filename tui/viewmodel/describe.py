@@ -236,6 +236,8 @@ def _node(state: State, item: Object, now_ms: int) -> Lines:
     out: Lines = [
         field("state", (*mark.spans(), Span(f"  for {age(view.liveness.since_ms, now_ms)}", Tone.DIM))),
         *([field("why", view.liveness.reason)] if view.liveness.reason else []),
+        *([field("silent with", view.liveness.pattern)] if view.liveness.pattern else []),
+        *(field("witness", word, Tone.DIM) for word in view.liveness.witnesses),
         field("place", f"{item.region} / {view.record.rack}"),
         field("devices", f"{view.devices_usable} usable of {len(view.record.devices)}"),
         field("stream", f"replica {view.replica}" if view.replica else "no replica holds it", Tone.DIM),

@@ -80,12 +80,14 @@ class LocalGrid:
         ports = free_ports(
             stores
             + 2 * self.options.replicas * len(self.options.regions)
-            + self.options.nodes * len(self.options.regions)
+            + 2 * self.options.nodes * len(self.options.regions)
         )
         self._etcd_ports = ports[:stores]
         self.nodes = nodes_of(self.options)
         self.replicas = replicas_of(self.options, ports[stores:])
-        self._agent_ports = ports[-len(self.nodes) :] if self.options.metrics else ()
+        count = len(self.nodes)
+        self._probe_ports = ports[-count:]
+        self._agent_ports = ports[-2 * count : -count] if self.options.metrics else ()
         self._etcds: dict[str, EmbeddedEtcd] = {}
         self._nvml: dict[str, SimNvml] = {}
         self._kernel_logs: dict[str, KernelLogFile] = {}
@@ -216,7 +218,9 @@ class LocalGrid:
             home = self.places.node(node.name)
             tls = authority.issue(spiffe.node(node.region, node.name), home / "tls", stem="node")
             port = self._agent_ports[node.index] if self._agent_ports else 0
-            agent = agent_config(node, self.options, self.places, tls, self.replicas, port)
+            agent = agent_config(
+                node, self.options, self.places, tls, self.replicas, port, self._probe_ports[node.index]
+            )
             (home / "config.yaml").write_text(dump(agent))
             environment = self._nvml[node.name].environment(library)
             self._agents[node.name] = self._child(f"agent {node.name}", "agent", home, environment)

@@ -170,6 +170,7 @@ def agent_config(
     tls: TlsFiles,
     replicas: tuple[ReplicaPlan, ...],
     metrics_port: int,
+    probe_port: int,
 ) -> AgentConfig:
     return AgentConfig(
         node=plan.name,
@@ -185,6 +186,7 @@ def agent_config(
         metrics_listen=f"127.0.0.1:{metrics_port}" if metrics_port else "",
         otlp_endpoint=options.otlp_endpoint,
         repair_commands=options.repair_commands,
+        probe_listen=f"127.0.0.1:{probe_port}",
     )
 
 

@@ -1,0 +1,14 @@
+"""All stories by name."""
+
+from __future__ import annotations
+
+from chaos.simulate.play import Outcome, Story, play
+from chaos.simulate.silences import SILENCES
+from chaos.simulate.stories import FAULTS
+
+STORIES: dict[str, Story] = {**FAULTS, **SILENCES}
+
+
+def run(name: str, seed: int, rough: bool = False) -> Outcome:
+    """Play a story of ``STORIES`` (see ``play.play``). Raises ``KeyError`` for a name that is none."""
+    return play(STORIES[name], seed, rough)
