@@ -49,7 +49,7 @@ PEERS = 8
 @dataclass(frozen=True, slots=True)
 class Weather:
     """``loss``: of packets. ``jitter``: its factor in bursts (1: none). ``starved``: the observer is held up again and
-    again (1 to 12 s, every 20 s in the mean)."""
+    again (1 to 12 s, every minute in the mean)."""
 
     loss: float = 0.0
     jitter: float = 1.0
@@ -65,24 +65,30 @@ def backoff(rng: np.random.Generator, loss: float, first_ms: float, shape: tuple
 def arrivals(rng: np.random.Generator, weather: Weather, seconds: int) -> NDArray[np.float64]:
     """When the heartbeats of one node are delivered (ms)."""
     sent = rng.uniform(0, HEARTBEAT_MS) + HEARTBEAT_MS * np.arange(seconds) + rng.uniform(0, 5, seconds)
-    jitter = JITTER_MS * np.exp(SIGMA * rng.standard_normal(seconds))
+    factor = np.ones(seconds)
     if weather.jitter > 1:
-        jitter *= np.where(_bursts(rng, sent), weather.jitter, 1.0)
+        factor = np.where(_bursts(rng, sent), weather.jitter, 1.0)
+    jitter = factor * JITTER_MS * np.exp(SIGMA * rng.standard_normal(seconds))
     took = LATENCY_MS + jitter + backoff(rng, weather.loss, RTO_MS, (seconds,))
     for index in np.flatnonzero(took > GIVE_UP_MS):
-        took[index] = min(took[index], GIVE_UP_MS + _reconnected(rng, weather))
-    return np.maximum.accumulate(sent + took)
+        took[index] = min(took[index], GIVE_UP_MS + _reconnected(rng, weather.loss, JITTER_MS * factor[index]))
+    return np.asarray(np.maximum.accumulate(sent + took))
 
 
-def _reconnected(rng: np.random.Generator, weather: Weather) -> float:
+def connecting(rng: np.random.Generator, loss: float, jitter_ms: float) -> float:
+    """How long it takes until a new connection has carried its first message: SYN, SYN-ACK, four flights of TLS."""
+    flights = 6 * LATENCY_MS + jitter_ms * np.exp(SIGMA * rng.standard_normal(6)).sum()
+    late = backoff(rng, loss, CONNECT_RTO_MS, (2,)).sum() + backoff(rng, loss, RTO_MS, (4,)).sum()
+    return float(flights + late)
+
+
+def _reconnected(rng: np.random.Generator, loss: float, jitter_ms: float) -> float:
     """How long an agent takes to be heard on a new stream: attempts of at most ``ATTEMPT_MS``, with its backoff."""
     total = 0.0
     for attempt in range(100):
-        took = float(
-            backoff(rng, weather.loss, CONNECT_RTO_MS, (2,)).sum() + backoff(rng, weather.loss, RTO_MS, (6,)).sum()
-        )
-        total += rng.uniform(0, min(5_000, 100 * 2**attempt)) + min(took + 8 * LATENCY_MS, ATTEMPT_MS)
-        if took + 8 * LATENCY_MS <= ATTEMPT_MS:
+        took = connecting(rng, loss, jitter_ms)
+        total += rng.uniform(0, min(5_000, 100 * 2**attempt)) + min(took, ATTEMPT_MS)
+        if took <= ATTEMPT_MS:
             break
     return total
 
@@ -100,7 +106,7 @@ def stalls(rng: np.random.Generator, seconds: int) -> list[tuple[int, int]]:
     """When the observer does not run: (from, until) in ms."""
     found, at = [], 0.0
     while at < 1000 * seconds:
-        at += rng.exponential(20_000) + 1
+        at += rng.exponential(60_000) + 1
         length = rng.uniform(1_000, 12_000)
         found.append((int(at), int(at + length)))
         at += length
@@ -108,7 +114,7 @@ def stalls(rng: np.random.Generator, seconds: int) -> list[tuple[int, int]]:
 
 
 class ModelProber:
-    """``Prober`` over a modelled link: a TCP connection (SYN, SYN-ACK), then four flights of TLS and the answer."""
+    """``Prober`` over a modelled link, which is in a burst of jitter or not, as chance has it."""
 
     def __init__(self, clock: SimClock, rng: np.random.Generator, weather: Weather, dead: bool) -> None:
         self._clock = clock
@@ -119,16 +125,7 @@ class ModelProber:
         self._jitter = JITTER_MS * (weather.jitter if burst else 1.0)
 
     async def probe(self, node: NodeId, address: str, timeout_ms: int) -> Probed:
-        took = math.inf
-        if not self._dead:
-            flights = LATENCY_MS + self._jitter * np.exp(SIGMA * self._rng.standard_normal(6))
-            late = np.concatenate(
-                [
-                    backoff(self._rng, self._weather.loss, CONNECT_RTO_MS, (2,)),
-                    backoff(self._rng, self._weather.loss, RTO_MS, (4,)),
-                ]
-            )
-            took = float(flights.sum() + late.sum())
+        took = math.inf if self._dead else connecting(self._rng, self._weather.loss, self._jitter)
         if took > timeout_ms:
             await self._clock.sleep(timeout_ms)
             return Probed(False, f"no answer within {timeout_ms} ms")

@@ -126,6 +126,10 @@ class Observer:
         item = self.objects.get((api_pb2.KIND_NODE, name))
         return item.node.liveness.state if item else 0
 
+    def witnesses(self, name: str) -> tuple[str, ...]:
+        item = self.objects.get((api_pb2.KIND_NODE, name))
+        return tuple(item.node.liveness.witnesses) if item else ()
+
     def health(self, device: str) -> int:
         item = self.objects.get((api_pb2.KIND_DEVICE, device))
         return item.device.health.state if item else 0

@@ -29,6 +29,8 @@ async def test_a_dead_node_is_unreachable_its_job_restarts_after_r_and_its_devic
         killed_ms = grid.clock.wall_ms()
         unreachable = records_pb2.NODE_STATE_UNREACHABLE
         await seen.until(f"{node} is unreachable", lambda: seen.node_state(node) == unreachable)
+        peer = next(other.name for other in grid.nodes if other.region == job.ownership.region and other.name != node)
+        assert any(f"{peer} found its host, but not its agent" in word for word in seen.witnesses(node))
         moved = await seen.until("the job runs elsewhere", lambda: seen.running("survivor", epoch=2), 60)
         assert moved.ownership.node != node
         old = [line for line in grid.steps("survivor") if line.epoch.number == 1]
@@ -60,6 +62,9 @@ async def test_a_frozen_agents_job_is_ended_by_its_guardian_before_anyone_starts
         node = job.ownership.node
         await seen.until("a checkpoint is committed", lambda: (j := seen.job("fenced")) and j.head.step >= 20)
         grid.pause_agent(node)
+        unreachable = records_pb2.NODE_STATE_UNREACHABLE
+        await seen.until(f"{node} is unreachable", lambda: seen.node_state(node) == unreachable)
+        assert any("got no answer" in word for word in seen.witnesses(node))
         await seen.until("the guardian ends the job", lambda: grid.job_pids(node, "fenced") == ())
         ended_ms = grid.clock.wall_ms()
         assert all(line.epoch.number == 1 for line in grid.steps("fenced"))
