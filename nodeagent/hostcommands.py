@@ -111,8 +111,8 @@ class HostCommands:
         if not command.id or len(command.id) > MAX_ID or not command.id.isprintable():
             log.warning("Repair refused: command.id: %.80r is no id", command.id)
             return
-        if command.id in self._begun or command.id in self._queued:
-            return
+        if command.id in self._begun or self._queued:
+            return  # behind another it could begin long after it was given up; while it is wanted, it is repeated
         self._queued.add(command.id)
         self._waiting.put_nowait(command)
 

@@ -160,6 +160,23 @@ async def test_an_order_of_a_leader_that_was_succeeded_is_ignored() -> None:
     await bench.die()
 
 
+async def test_an_order_that_came_while_another_ran_begins_only_if_it_is_still_repeated() -> None:
+    """Protects: a repair that was given up, its device returned, is not begun late because it had waited in line."""
+    bench = Bench()
+    bench.take("r1")
+    await bench.until("r1", RUNNING)
+    bench.take("r2")
+    bench.ending.set_result(Ended(0, "reset"))
+    await bench.until("r1", DONE)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert bench.repairs.report("r2") is None and len(bench.ran) == 1
+    bench.take("r2")
+    await bench.until("r2", DONE)
+    assert len(bench.ran) == 2
+    await bench.die()
+
+
 @pytest.mark.parametrize(
     ("ended", "state", "detail"),
     [
