@@ -63,6 +63,7 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
 
     def __init__(self) -> None:
         self.context: grpc.aio.ServicerContext[AgentFrame, ControlFrame] | None = None
+        self._writing = asyncio.Lock()  # a stream takes one write at a time, and a test writes beside the stream
         self.hellos: list[agent_pb2.Hello] = []
         self.events: list[agent_pb2.AgentEvent] = []
         self.ready: list[agent_pb2.CheckpointReady] = []
@@ -86,22 +87,26 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
         }
         acked = max((e.sequence for e in self.events), default=0)
         welcome = agent_pb2.Welcome(replica="test", timings=agent_pb2.Timings(**told), acked_sequence=acked)
-        await context.write(ControlFrame(welcome=welcome))
+        await self._write(context, ControlFrame(welcome=welcome))
         self.context = context
         async for frame in request_iterator:
             for each in (frame, *frame.more):
                 await self._take(context, each)
+
+    async def _write(self, context: grpc.aio.ServicerContext[AgentFrame, ControlFrame], frame: ControlFrame) -> None:
+        async with self._writing:
+            await context.write(frame)
 
     async def _take(self, context: grpc.aio.ServicerContext[AgentFrame, ControlFrame], frame: AgentFrame) -> None:
         kind = frame.WhichOneof("frame")
         if kind == "renewal":
             granted = frame.renewal.jobs if self.grants else []
             ack = agent_pb2.RenewalAck(id=frame.renewal.id, granted=granted)
-            await context.write(ControlFrame(renewal_ack=ack))
+            await self._write(context, ControlFrame(renewal_ack=ack))
         elif kind == "events":
             self.events.extend(frame.events.events)
             ack_events = agent_pb2.EventAck(sequence=self.events[-1].sequence)
-            await context.write(ControlFrame(event_ack=ack_events))
+            await self._write(context, ControlFrame(event_ack=ack_events))
         elif kind == "workloads":
             self.reports += 1
             self.workloads = {w.epoch.number: w for w in frame.workloads.workloads}
@@ -109,7 +114,7 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
             self.ready.append(frame.checkpoint)
             ready = frame.checkpoint
             done = agent_pb2.CheckpointAck(job=ready.job, epoch=ready.epoch, step=ready.step, committed=True)
-            await context.write(ControlFrame(checkpoint_ack=done))
+            await self._write(context, ControlFrame(checkpoint_ack=done))
 
     async def command(
         self,
@@ -139,7 +144,7 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
             resume_digest=resume[1],
             checkpoint_request=request,
         )
-        await self.context.write(ControlFrame(command=command))
+        await self._write(self.context, ControlFrame(command=command))
 
 
 class Host:
