@@ -32,7 +32,7 @@ class Desk(Control):
             return
         await super()._take(context, frame)
         if self.order is not None and frame.WhichOneof("frame") == "renewal":
-            await context.write(ControlFrame(host_command=self.order))
+            await self._write(context, ControlFrame(host_command=self.order))
 
 
 class Workshop(Host):
