@@ -16,7 +16,6 @@ Stated policies:
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -145,15 +144,17 @@ def preferred(kind: EventKind, chosen: CataloguePolicy) -> str:
 def _matches(rule: EventPolicy, event: EventRecord, device: DeviceRecord | None) -> bool:
     if rule.mode is Mode.OFF or rule.kind != event.kind.value or (rule.codes and event.code not in rule.codes):
         return False
-    if rule.pattern and not _pattern(rule.pattern).search(event.message):
+    if rule.pattern and not _contains(event.message, rule.pattern):
         return False
     selector = _selector(rule.select)
     return not selector or selector.matches(labels(event, device))
 
 
-@functools.lru_cache(maxsize=256)
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text)
+def _contains(message: str, pattern: str) -> bool:
+    """In time linear in the message, which may be a program's own: no text and no pattern hold up the leader."""
+    import polars as pl  # not above: agents import this package, and judge nothing
+
+    return bool(pl.Series([message]).str.contains(pattern).item())
 
 
 @functools.lru_cache(maxsize=256)

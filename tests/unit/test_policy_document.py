@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from gridkeeper.catalogue import judge
 from gridkeeper.configfile import ConfigError
 from gridkeeper.policy.document import (
     MAX_BYTES,
@@ -16,6 +19,8 @@ from gridkeeper.policy.document import (
 from gridkeeper.policy.expression import compile_expression
 from gridkeeper.policy.model import Mode, Policy, RulePolicy
 from gridkeeper.records.common import Action, Severity
+from gridkeeper.records.fleet import EventKind
+from tests.unit.events import event
 
 RULE = "rules:\n  - {name: a, when: power_w > 1, severity: error, action: watch, fault_class: power, meaning: m}\n"
 
@@ -34,6 +39,20 @@ def test_the_default_policy_is_whole() -> None:
     assert all(compile_expression(rule.when).columns or compile_expression(rule.when).growths for rule in policy.rules)
     assert {growth.metric for growth in growths_of(policy)} == {"ecc_corrected", "pcie_replays"}
     assert parse_policy(default_text(), "default.yaml", 7).version == 7
+
+
+def test_a_pattern_is_matched_in_linear_time_whatever_the_message_holds() -> None:
+    """Protects: a program on a host can write what it likes into the kernel log; no pattern of the policy's takes for
+    ever over it, and those that would need to are refused on load."""
+    text = "events:\n  - {{name: e, kind: host, severity: error, action: watch, pattern: {pattern}}}\n"
+    for pattern in ("'(a+)+\\1$'", "'a(?=b)'", "'[a'"):
+        (told,) = faults(text.format(pattern=pattern))
+        assert "is no regular expression" in told and "p.yaml:2" in told, told
+    policy = parse_policy(text.format(pattern="'(a+)+$'"), "p.yaml")
+    said = judge(replace(event(EventKind.HOST, 1), message="a" * 1_000 + "b"), None, policy)
+    assert said is not None and said.rule == "host"
+    said = judge(replace(event(EventKind.HOST, 1), message="a" * 1_000), None, policy)
+    assert said is not None and said.rule == "events/e"
 
 
 def test_what_is_written_is_read_back() -> None:
