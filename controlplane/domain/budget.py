@@ -12,7 +12,8 @@ its device, in its own transaction, so two planners can never both take the last
 - A job's budget counts the devices that went out of service under it, until they are back.
 - The fleet's budget is this region's share of it (``escrow.py``); without a share the answer is no.
 - Hosts (vendor ``host``) are no accelerators: only their own vendor's budget covers them.
-- A cordon by a human always succeeds, and counts. A drain's hold lasts until its device is back in service.
+- A cordon by a human always succeeds, and counts, also where the record of a budget that is new to the device (another
+  policy, another rack) does not say so yet. A drain's hold lasts until its device is back in service.
 - Silent nodes do not count: nobody took them out. Against too much silence stands the freeze (``liveness.in_doubt``).
 """
 
@@ -21,12 +22,12 @@ from __future__ import annotations
 import heapq
 import re
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from controlplane.domain.health import OUT
-from controlplane.domain.scopes import FLEET, JOB, coverage, of_budget, safe
+from controlplane.domain.scopes import FLEET, JOB, coverage, devices_of, of_budget, safe
 from gridkeeper.decision import ABSENT, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, JobId
 from gridkeeper.keys import RegionKeys
@@ -103,7 +104,16 @@ class Book:
         self._coverage = coverage(state, tuple(of_budget(policy) for policy in self._policies))
         self._job_policies = tuple(policy for policy in self._policies if policy.kind == JOB)
         self._jobs = _jobs_of(state) if self._job_policies else {}
+        self._running: dict[str, int] = {}  # budget of a job that holds devices here -> how many
+        if self._job_policies:
+            for job, reservation in state.reservations.items():
+                for name in self._job_names((job,)):
+                    self._running.setdefault(name, len(reservation.record.devices))
         self._lines: dict[str, Line] = {}
+        self._cordoned: dict[str, list[BudgetHold]] = {}
+        for hold in cordon_holds(state):
+            for name in self.covering(hold.device):
+                self._cordoned.setdefault(name, []).append(hold)
         self._out: dict[str, list[DeviceId]] = {}
         for device, health in state.health.items():
             if health.record.state in OUT:
@@ -117,9 +127,8 @@ class Book:
     @property
     def names(self) -> tuple[str, ...]:
         """Every budget that there is, and every one that a record is left of."""
-        jobs = {self._job_name(policy, job) for policy in self._job_policies for job in self._state.reservations}
-        jobs.update(name for names in self._jobs.values() for name in self._job_names(names))
-        return tuple(sorted({*self._state.budgets, *self._coverage.totals, *jobs}))
+        jobs = {job for held in self._jobs.values() for job in held}
+        return tuple(sorted({*self._state.budgets, *self._coverage.totals, *self._running, *self._job_names(jobs)}))
 
     def covering(self, device: DeviceId) -> tuple[str, ...]:
         """Names of the budgets that cover a device of the inventory; none for another one."""
@@ -151,6 +160,8 @@ class Book:
             unknown = "does not decode"
         begun = tuple(at for at in old.record.begun_ms if at > self._now.ledger_ms - window_ms) if old else ()
         holds = list(old.record.holds) if old else []
+        if not window_ms and (missing := set(self._cordoned.get(name, ())).difference(holds)):
+            holds = sorted({*holds, *missing}, key=hold_order)
         line = Line(name, old, total, limit, window_ms, unknown, unreadable, holds, begun)
         for hold in holds:
             line.count(hold.device, hold.kind, 1)
@@ -167,14 +178,12 @@ class Book:
 
     def is_running(self, name: str) -> bool:
         """The job of a job's budget holds devices here."""
-        return any(name in self._job_names((job,)) for job in self._state.reservations)
+        return name in self._running
 
     def _total(self, name: str, old: Versioned[BudgetRecord] | None) -> int:
         if name in self._coverage.totals or not name.startswith("job-"):
             return self._coverage.totals.get(name, 0)
-        held = (v.record for v in self._state.reservations.values())
-        found = next((r for r in held if name in self._job_names((r.job,))), None)
-        return len(found.devices) if found else (old.record.total if old else 0)
+        return self._running.get(name, old.record.total if old else 0)
 
     def _share(self, name: str) -> tuple[int, str]:
         held = self._state.shares.get(name)
@@ -271,6 +280,14 @@ class Book:
     def write(self, line: Line, draft: Draft) -> None:
         if not line.unreadable:
             draft.put(self._keys.budget(line.name), line.record(), line.old)
+
+
+def cordon_holds(state: RegionState) -> Iterator[BudgetHold]:
+    """What must be held, as the cordons say: one per device and reason (more where node and device are cordoned)."""
+    for target, cordon in state.cordons.items():
+        for device in devices_of(state, target):
+            for reason in cordon.record.reasons:
+                yield BudgetHold(device, HoldKind.CORDON, reason.owner)
 
 
 def _jobs_of(state: RegionState) -> Mapping[DeviceId, frozenset[JobId]]:

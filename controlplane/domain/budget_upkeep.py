@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from controlplane.domain.budget import Book, hold_order
+from controlplane.domain.budget import Book, cordon_holds, hold_order
 from controlplane.domain.health import IN_SERVICE
 from gridkeeper.decision import Decision, Draft, Now
-from gridkeeper.ids import DeviceId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.records.faults import BudgetHold, DrainState, HoldKind
 from gridkeeper.snapshot import RegionState, Settings
@@ -18,10 +17,7 @@ MAX_RECONCILED = 60
 
 def wanted_holds(state: RegionState) -> set[BudgetHold]:
     """What must be held, as cordons, drains and health records say."""
-    wanted: set[BudgetHold] = set()
-    for target, cordon in state.cordons.items():
-        for device in devices_of(state, target):
-            wanted.update(BudgetHold(device, HoldKind.CORDON, reason.owner) for reason in cordon.record.reasons)
+    wanted = set(cordon_holds(state))
     for drain in state.drains.values():
         record = drain.record
         if record.state not in HOLDING or record.device not in state.devices:
@@ -32,14 +28,6 @@ def wanted_holds(state: RegionState) -> set[BudgetHold]:
             continue
         wanted.add(BudgetHold(record.device, HoldKind.DRAIN, record.id))
     return wanted
-
-
-def devices_of(state: RegionState, target: str) -> tuple[DeviceId, ...]:
-    """The devices that a cordon's target (a node or a device) covers, sorted."""
-    if "/" in target:
-        device = DeviceId(target)
-        return (device,) if device in state.devices else ()
-    return tuple(sorted(name for name, device in state.devices.items() if device.record.node == target))
 
 
 def _keeps(state: RegionState, keys: RegionKeys, hold: BudgetHold) -> bool:
@@ -72,10 +60,11 @@ def decide_budgets(state: RegionState, settings: Settings, now: Now) -> Decision
         else:
             kept = {hold for hold in line.holds if _keeps(state, keys, hold)}
             holds = sorted(kept | wanted.get(name, set()), key=hold_order)
-        if holds != line.holds:
-            moved.append(f"{name} {len(line.holds)} → {len(holds)} holds")
-            line.holds = holds
         old = line.old.record if line.old else None
+        recorded = list(old.holds) if old else []
+        if holds != recorded:
+            moved.append(f"{name} {len(recorded)} → {len(holds)} holds")
+        line.holds = holds
         if old is None or (old.holds, old.limit, old.total) != (tuple(holds), line.limit, line.total):
             book.write(line, draft)
     if not draft.puts:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from controlplane.domain import health
 from controlplane.domain.budget import Book
-from controlplane.domain.budget_upkeep import devices_of
+from controlplane.domain.scopes import devices_of
 from controlplane.domain.evidence import is_level
 from controlplane.domain.health import MACHINE
 from controlplane.domain.words import duration, listed

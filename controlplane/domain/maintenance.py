@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from controlplane.domain.budget import Book
-from controlplane.domain.budget_upkeep import devices_of
+from controlplane.domain.scopes import devices_of
 from controlplane.domain.cordon import add_reason, drop_reasons
 from controlplane.domain.drain_progress import UNDER_WAY
 from controlplane.domain.health import OUT

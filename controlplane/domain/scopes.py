@@ -42,6 +42,22 @@ def labels_of(device: DeviceRecord, node: NodeRecord | None) -> dict[str, str]:
     }
 
 
+def devices_of(state: RegionState, target: str) -> tuple[DeviceId, ...]:
+    """The devices that a cordon's target (a node or a device) covers, sorted."""
+    if "/" in target:
+        device = DeviceId(target)
+        return (device,) if device in state.devices else ()
+    return state.memo.once(_by_node, state.devices).get(NodeId(target), ())
+
+
+def _by_node(devices: Devices) -> dict[NodeId, tuple[DeviceId, ...]]:
+    """Of a whole region: hundreds of nodes may be cordoned at once, and each look at all devices takes a while."""
+    found: dict[NodeId, list[DeviceId]] = {}
+    for name in sorted(devices):
+        found.setdefault(devices[name].record.node, []).append(name)
+    return {node: tuple(names) for node, names in found.items()}
+
+
 def safe(text: str) -> str:
     """As a part of a name."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()) or "unknown"

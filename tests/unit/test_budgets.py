@@ -191,3 +191,45 @@ def test_all_budgets_hold_at_once_and_each_that_is_full_is_named() -> None:
     store.settle()
     assert set(drain_of(store, "n1/gpu0").budgets) == {"region", "rack-rack-0", "zone-unknown", "vendor-nvidia@1m"}
     assert set(drain_of(store, "n1/gpu1").budgets) == {"region", "rack-rack-0", "vendor-nvidia@1m"}
+
+
+def test_a_budget_that_policy_adds_counts_cordons_from_its_first_drain_on() -> None:
+    """Protects: the first decisions under another policy do not spend the places of what humans had cordoned before."""
+    store = fleet(BudgetPolicy("region", 1.0, 1))
+    for device in ("n1/gpu0", "n1/gpu1"):
+        assert store.apply(cordon(store.state(), store.settings, device, "ada", "look", store.now))
+    store.settings = quick(budgets=(BudgetPolicy("region", 1.0, 1), BudgetPolicy("zone", 0.0, 2)), breakers=())
+    request(store, "n2/gpu0")
+    store.settle()
+    refused = drain_of(store, "n2/gpu0")
+    assert refused.state is DrainState.REFUSED and len(refused.budgets) == 1
+    assert "2 of 2 out (n1/gpu0, n1/gpu1)" in refused.reason
+    (zone,) = (b for b in store.records("budgets") if b.name == refused.budgets[0])
+    assert [h.device for h in zone.holds] == ["n1/gpu0", "n1/gpu1"]
+
+
+def test_a_device_that_moves_to_another_rack_takes_its_cordon_along() -> None:
+    """Protects: the denominator and what is counted against it change together."""
+    store = RegionStore(quick(budgets=(BudgetPolicy("rack", 0.0, 1),), breakers=()))
+    store.fleet(nodes=2, gpus=4, racks=2)
+    store.settle()
+    assert store.apply(cordon(store.state(), store.settings, "n1/gpu0", "ada", "look", store.now))
+    moved = store.items[store.keys.device(DeviceId("n1/gpu0"))].record
+    store.write((store.keys.device(DeviceId("n1/gpu0")), replace(moved, rack="rack-1")))
+    request(store, "n2/gpu0")
+    store.settle()
+    assert drain_of(store, "n2/gpu0").state is DrainState.REFUSED
+
+
+def test_a_cordon_that_no_record_says_is_still_given_back_at_its_end() -> None:
+    """Protects: what is counted without its record is released with it, and once."""
+    store = fleet(BudgetPolicy("region", 0.0, 1))
+    assert store.apply(cordon(store.state(), store.settings, "n1/gpu0", "ada", "look", store.now))
+    store.write((store.keys.budget("region"), None))
+    decision = uncordon(store.state(), store.settings, "n1/gpu0", "ada", "fine", store.now)
+    assert decision is not None and store.apply(decision)
+    request(store, "n2/gpu0")
+    store.settle()
+    assert drain_of(store, "n2/gpu0").state is DrainState.DRAINED
+    (region,) = store.records("budgets")
+    assert [h.device for h in region.holds] == ["n2/gpu0"]
