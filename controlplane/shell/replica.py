@@ -77,7 +77,7 @@ class Replica:
         self._keys = RegionKeys(region)
         self.local = Mirror(ports.region_store, region_root(region), clock)
         self.world = Mirror(ports.global_store, KEYS.root, clock)
-        self.policies = PolicyInForce(self.local, self.world, settings)
+        self.policies = PolicyInForce(region, self.local, self.world, settings)
         self._local_applier = Applier(
             ports.region_store, self.local, self._keys.audit, rng, clock.wall_ms, ports.failpoints
         )

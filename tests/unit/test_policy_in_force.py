@@ -13,7 +13,7 @@ from gridkeeper.decision import ABSENT, Put
 from gridkeeper.ids import RegionId
 from gridkeeper.keys import GLOBAL, KEYS, RegionKeys, region_root
 from gridkeeper.policy.document import default_policy, default_text, digest_of
-from gridkeeper.policy.model import Policy
+from gridkeeper.policy.model import Mode, Policy
 from gridkeeper.records.policy import PolicyRecord
 from gridkeeper.snapshot import RegionState, Settings
 from gridkeeper.timings import Timings
@@ -34,7 +34,14 @@ class Stores:
     def __init__(self) -> None:
         self.local, self.globe = MemoryStore(), MemoryStore()
         self._local, self._world = Kept(self.local, region_root(EAST)), Kept(self.globe, GLOBAL)
-        self.force = PolicyInForce(self._local, self._world, Settings(Timings(), default_policy()))
+        self.start()
+
+    def start(self) -> None:
+        """The replica, anew: it has read no policy yet."""
+        self.force = PolicyInForce(EAST, self._local, self._world, Settings(Timings(), default_policy()))
+
+    def unreadable(self, *keys: str) -> None:
+        self._local.suspect = frozenset(keys)
 
     def lead(self) -> int:
         """A leader's round; how many decisions it made."""
@@ -111,3 +118,34 @@ def test_the_copy_is_the_record_itself_on_the_revision_that_was_seen() -> None:
     (decision,) = decide_policy(RegionState(EAST), global_state(Kept(stores.globe, GLOBAL)))
     assert decision.writes == (Put(KEY, record(1, default_text()), ABSENT),)
     assert decision.audit and "applied by user/ann: because" in decision.sentence
+
+
+@pytest.mark.parametrize("bad", [record(2, "from_the_future: 1\n"), replace(record(2), digest="x"), None])
+def test_a_replica_that_starts_with_a_copy_that_it_cannot_read_drains_nothing_by_itself(
+    bad: PolicyRecord | None,
+) -> None:
+    """Protects: a downgrade (or a broken record) does not turn a policy that forbids draining into the built-in one,
+    which drains; what can be read again counts again."""
+    stores = Stores()
+    stores.local.put(KEY, record(1, "mode: shadow\n"))
+    assert stores.policy.mode is Mode.SHADOW
+    if bad is None:
+        stores.local.delete(KEY)
+        stores.unreadable(KEY)
+    else:
+        stores.local.put(KEY, bad)
+    stores.start()
+    assert default_policy().mode is Mode.ACT and stores.policy == replace(default_policy(), mode=Mode.SHADOW)
+    assert "nothing is drained automatically" in stores.force.problem
+    stores.unreadable()
+    stores.local.put(KEY, record(3))
+    assert (stores.policy.version, stores.policy.mode, stores.force.problem) == (3, Mode.ACT, "")
+
+
+def test_a_replica_that_starts_without_a_copy_has_nothing_to_wait_for() -> None:
+    """Protects: a new region drains by what it was started with."""
+    stores = Stores()
+    stores.local.put(KEY, record(2, "from_the_future: 1\n"))
+    assert stores.policy.mode is Mode.SHADOW
+    stores.local.delete(KEY)
+    assert stores.policy is default_policy() and stores.force.problem == ""
