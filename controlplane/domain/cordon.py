@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from controlplane.domain import health
 from controlplane.domain.budget import Book
-from controlplane.domain.scopes import devices_of
 from controlplane.domain.evidence import is_level
 from controlplane.domain.health import MACHINE
+from controlplane.domain.scopes import devices_of
 from controlplane.domain.words import duration, listed
 from gridkeeper.decision import Decision, Draft, Now, Versioned, guards_of
 from gridkeeper.ids import DeviceId, NodeId

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from controlplane.domain.budget import Book
-from controlplane.domain.scopes import devices_of
 from controlplane.domain.cordon import add_reason, drop_reasons
 from controlplane.domain.drain_progress import UNDER_WAY
 from controlplane.domain.health import OUT
+from controlplane.domain.scopes import devices_of
 from controlplane.domain.words import duration, listed, made_id, moment
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId
