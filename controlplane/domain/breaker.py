@@ -6,7 +6,8 @@
   deciding again counts nothing twice, and a new leader counts the same.
 - Open: no machine drain in its scope. Healthy events, repairs and humans' drains go on.
 - Half-open: ``trickle`` machine drains per ``trickle_ms``, each written into the breaker's record by the transaction
-  that admits it. Counting starts anew. ``close_ms`` without another burst close it.
+  that admits it. Counting starts anew. ``close_ms`` without another burst close it, once no more than a burst still
+  waits for it: else the very drains that opened it would all begin at once.
 - A wish of the time when it was open is not acted on afterwards unless its condition still holds (a level finding) or
   it is seen again: the others expire (``decide_drains`` gives them up), so that no stale fault is replayed.
 - Every machine drain compares the records of its breakers; one that does not decode, and a scope without devices, are
@@ -60,6 +61,7 @@ class Breakers:
         self._coverage = coverage(state, tuple(of_breaker(policy) for policy in policies))
         self._policies = {name: policies[found[0]] for name, found in self._coverage.groupings.items()}
         self._counts, self._times = self._count(wanted)
+        self._waiting = self._held_back()
         self._moves = {
             name: after
             for name, policy in sorted(self._policies.items())
@@ -90,6 +92,14 @@ class Breakers:
                 times.setdefault(name, []).append(self._now.ledger_ms)
         return counts, times
 
+    def _held_back(self) -> Counter[str]:
+        """Per breaker: machine drains that it refused and that are wanted still."""
+        counts: Counter[str] = Counter()
+        for drain in self._state.drains.values():
+            if drain.record.state is DrainState.REFUSED and _counts(drain.record):
+                counts.update(name.removeprefix(PREFIX) for name in drain.record.budgets if name.startswith(PREFIX))
+        return counts
+
     def _since(self, name: str, policy: BreakerPolicy) -> int:
         old = self._old(name)
         return max(self._now.ledger_ms - policy.within_ms, old.record.since_ms if old else 0)
@@ -116,7 +126,8 @@ class Breakers:
             times = tuple(sorted(self._times[name])[-REMEMBERED:])
             trips = record.trips + 1
             return BreakerRecord(name, BreakerState.OPEN, now_ms, why, times, (), trips, record.open_until_ms)
-        if record.state is BreakerState.HALF_OPEN and age >= policy.close_ms:
+        quiet = age >= policy.close_ms and self._waiting[name] <= most
+        if record.state is BreakerState.HALF_OPEN and quiet:
             why = f"no further burst for {duration(age)}"
             return replace(record, state=BreakerState.CLOSED, since_ms=now_ms, reason=why, wanted_ms=(), passed_ms=())
         return None

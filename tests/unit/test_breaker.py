@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -181,6 +182,27 @@ def test_it_closes_after_a_quiet_time_and_opens_again_on_another_burst() -> None
     fail(store, 3, first=16)
     assert breaker(store).state is BreakerState.CLOSED
     assert {drains(store)[f"n3/gpu{i}"].state for i in range(3)} == {DrainState.DRAINED}
+
+
+def test_what_opened_it_is_not_let_go_all_at_once_when_it_closes() -> None:
+    """Protects: a rule that is wrong about many devices, and goes on being so, drains them one by one for as long as
+    nobody looks: the quiet that closes a breaker is not the burst standing still before it."""
+    store = fleet(replace(POLICY, trickle_ms=10 * MINUTE))
+    for number in range(12):
+        level(store, f"n{number // 8 + 1}/gpu{number % 8}")
+    store.settle()
+    assert states(store) == ["refused"] * 12
+    drained: list[int] = []
+    for _ in range(15 * 11):
+        store.run(MINUTE, step=MINUTE)
+        drained.append(states(store).count("drained"))
+        if states(store).count("refused") > 3:
+            assert breaker(store).state is not BreakerState.CLOSED
+    assert max(b - a for a, b in itertools.pairwise(drained)) <= 4, (
+        "at once: at most as many as may be wanted, and a trickle"
+    )
+    assert drained[60] == 5, "one per trickle, also after ``close_ms``"
+    assert breaker(store).state is BreakerState.CLOSED and drained[-1] == 12, "what is no burst any more closes it"
 
 
 def test_a_human_closes_it_and_counting_starts_anew() -> None:
