@@ -10,7 +10,7 @@ from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.grouping import groups
 from gridkeeper.decision import Decision
 from gridkeeper.ids import Revision
-from gridkeeper.ports.store import StoreError, TooLarge
+from gridkeeper.ports.store import TooLarge
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class GroupWriter:
         await self._applier.caught_up(revision)
 
     async def _write(self) -> None:
+        batch: list[_Wanted] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
@@ -50,8 +51,9 @@ class GroupWriter:
                     await self._together([by_decision[id(decision)] for decision in group])
         finally:
             self._writing = None
-            for wanted in self._waiting:  # it was cancelled: the replica ends
+            for wanted in (*batch, *self._waiting):  # if anybody waits still, it was cancelled: the replica ends
                 wanted.done.cancel()
+            self._waiting = []
 
     async def _together(self, group: list[_Wanted]) -> None:
         try:
@@ -63,12 +65,8 @@ class GroupWriter:
             half = len(group) // 2
             await self._together(group[:half])
             await self._together(group[half:])
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - raised again in each that waits, which can judge it
             _fail(group, error)
-        except BaseException:
-            for wanted in group:
-                wanted.done.cancel()
-            raise
         else:
             for wanted in group:
                 if not wanted.done.done():
