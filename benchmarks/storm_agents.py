@@ -30,10 +30,11 @@ import numpy as np
 
 from benchmarks.common import cpu_seconds, quantile
 from benchmarks.load import HEALTHY
-from failover.checkpoint.local import LocalCheckpointStore
+from failover.checkpoint.store import open_store
 from gridkeeper.config import TlsFiles
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ids import Epoch, JobId
+from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.link import LinkClosed
 from gridkeeper.telemetry import COLUMN, METRICS, SCHEMA_VERSION
 from gridkeeper.v1 import records_pb2
@@ -111,12 +112,14 @@ class SimulatedRun:
 class SimulatedAgent:
     """One node: connects, and connects again when its stream ends."""
 
-    def __init__(self, node: str, rack: str, spec: dict[str, Any], tls: TlsFiles, counters: Counters) -> None:
+    def __init__(
+        self, node: str, rack: str, spec: dict[str, Any], tls: TlsFiles, counters: Counters, store: CheckpointStore
+    ) -> None:
         self.node = node
         self._spec = spec
         self._credentials = channel_credentials(tls)
         self._counters = counters
-        self._store = LocalCheckpointStore(Path(spec["checkpoints"]))
+        self._store = store
         self._devices = int(spec["devices"])
         self.runs: dict[Key, SimulatedRun] = {}
         self._sent: dict[int, float] = {}
@@ -328,13 +331,14 @@ async def serve(told: dict[str, Any]) -> None:
     directory of the certificate."""
     counters, spec = Counters(), told["spec"]
     agents: dict[str, SimulatedAgent] = {}
+    store = open_store(spec["checkpoints"])
     began, gate = time.monotonic(), asyncio.Semaphore(CONNECTING_AT_ONCE)
     async with asyncio.TaskGroup() as group:
         events, tasks = [], []
         for name, (rack, directory) in told["nodes"].items():
             home = Path(directory)
             tls = TlsFiles(str(home / "node.crt"), str(home / "node.key"), spec["authority"])
-            agent, opened = SimulatedAgent(name, rack, spec, tls, counters), asyncio.Event()
+            agent, opened = SimulatedAgent(name, rack, spec, tls, counters, store), asyncio.Event()
             agents[name] = agent
             events.append(opened)
             tasks.append(group.create_task(agent.run(gate, opened)))

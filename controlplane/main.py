@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from pathlib import Path
 
 import grpc
 
@@ -16,7 +15,7 @@ from controlplane.rpc.server import add_grid
 from controlplane.shell.replica import Ports, Replica
 from controlplane.shell.tickets import HttpDesk
 from controlplane.store.etcd import EtcdStore
-from failover.checkpoint.local import LocalCheckpointStore
+from failover.checkpoint.store import open_store
 from gridkeeper import failpoint, tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import ControlPlaneConfig
@@ -56,7 +55,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         region_store=region_store,
         global_store=global_store,
         failpoints=failpoint.from_environment(),
-        checkpoints={p.region: LocalCheckpointStore(Path(p.path)) for p in config.checkpoints},
+        checkpoints={p.region: open_store(p.path) for p in config.checkpoints},
         tickets=HttpDesk(config.ticket_token_file),
     )
     settings = Settings(config.timings, policy)

@@ -31,7 +31,8 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class RegionPath:
-    """A region's checkpoint store: a directory that stands for its object store."""
+    """A region's checkpoint store: an absolute path, or a URL: s3://bucket/prefix, gs://bucket/prefix,
+    az://account/container/prefix (docs/checkpoints.md)."""
 
     region: RegionId
     path: str
@@ -55,7 +56,7 @@ class AgentConfig:
     servers: tuple[str, ...]  # replicas of this region, host:port
     state_dir: str
     tls: TlsFiles
-    checkpoints: str  # this region's checkpoint store
+    checkpoints: str  # this region's checkpoint store: a directory, or a URL as in docs/checkpoints.md
     rack: str = "default"
     labels: tuple[Label, ...] = ()
     backends: tuple[str, ...] = ("nvml",)  # "nvml", "amd", "ascend", "cambricon", "thead", "host", …

@@ -35,6 +35,7 @@ from gridkeeper.records.common import Label
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.selector import BadSelector
 from gridkeeper.selector import parse as parse_selector
+from gridkeeper.storeurl import checked_url
 from gridkeeper.timings import Timings
 
 
@@ -90,6 +91,15 @@ def _filled(value: str) -> None:
         raise Wrong("is empty; give a path")
     if "\0" in value:
         raise Wrong(f"{value[:80]!r} holds a NUL character; remove it")
+
+
+def _store_place(value: str) -> None:
+    _filled(value)
+    if "://" in value:
+        try:
+            checked_url(value)
+        except ValueError as error:
+            raise Wrong(str(error)) from error
 
 
 def _name(value: str) -> None:
@@ -238,12 +248,12 @@ RULES: dict[tuple[type, str], Rule] = {
     (TlsFiles, "key"): _path,
     (TlsFiles, "authority"): _path,
     (StoreConfig, "endpoints"): Rule(_endpoint, some=True),
-    (RegionPath, "path"): _path,
+    (RegionPath, "path"): Rule(_store_place),
     (RegionEndpoints, "addresses"): Rule(address, some=True),
     (ClientConfig, "regions"): Rule(lambda _: None, some=True),
     (AgentConfig, "servers"): Rule(address, some=True),
     (AgentConfig, "state_dir"): _path,
-    (AgentConfig, "checkpoints"): _path,
+    (AgentConfig, "checkpoints"): Rule(_store_place),
     (AgentConfig, "rack"): Rule(_name),
     (AgentConfig, "backends"): Rule(_backend, some=True),
     (AgentConfig, "zone"): Rule(_optional_name),

@@ -8,7 +8,7 @@ import logging
 import signal
 from pathlib import Path
 
-from failover.checkpoint.local import LocalCheckpointStore
+from failover.checkpoint.store import open_store
 from failover.executors.process import ProcessExecutor
 from gridkeeper import tracing
 from gridkeeper.clock import SystemClock, SystemRng
@@ -46,7 +46,7 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor) -> Agent
         transport=GrpcTransport(channel_credentials(config.tls)),
         logs=FileLogs(state / "spool", config.spool_max_bytes, rng),
         executor=executor,
-        checkpoints=LocalCheckpointStore(Path(config.checkpoints)),
+        checkpoints=open_store(config.checkpoints),
         checkpoint_dirs=FileCheckpointDirs(),
         orders=FileState(state / "orders.json"),
         inventory=FileState(state / "devices.json"),

@@ -1,4 +1,4 @@
-"""The conformance suite of the ``CheckpointStore`` port, on real directories and in memory.
+"""The conformance suite of the ``CheckpointStore`` port: on real directories, on an S3 server, and in memory.
 
 It protects rule 2: nothing incomplete, altered or hostile is ever taken for a checkpoint.
 """
@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import obstore
 import pytest
 
 from chaos.simulate.checkpoints import DiskTree, SimCheckpointStore
 from failover.checkpoint import manifest as canonical
-from failover.checkpoint.local import LocalCheckpointStore
 from failover.checkpoint.manifest import CHUNK_BYTES, digest_of
+from failover.checkpoint.objects import ObjectBlobs
+from failover.checkpoint.store import open_store
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore, Manifest, ManifestFile
+from tests.fixtures.s3 import CREDENTIALS, make_bucket, s3_server, url_of
 
-JOB, EPOCH = JobId("train"), Epoch(1, 3)
+JOB, EPOCH, BUCKET = JobId("train"), Epoch(1, 3), "checkpoints"
 
 
 class Bench(Protocol):
@@ -52,13 +55,18 @@ class LocalBench:
     root: Path
 
     def __post_init__(self) -> None:
-        self.store: CheckpointStore = LocalCheckpointStore(self.root)
+        self.store: CheckpointStore = open_store(str(self.root))
 
     def other(self) -> LocalBench:
         return LocalBench(self.root.with_name(self.root.name + "-other"))
 
+    def path_of(self, digest: str) -> Path:
+        """Where a chunk is, compressed or not."""
+        [path] = (self.root / "chunks" / digest[:2]).glob(f"{digest}*")
+        return path
+
     def chunk(self, digest: str, data: bytes | None) -> None:
-        path = self.root / "chunks" / digest[:2] / digest
+        path = self.path_of(digest)
         path.unlink()
         if data is not None:
             path.write_bytes(data)
@@ -74,6 +82,39 @@ class LocalBench:
     def stamp(self) -> object:
         paths = (self.root / "chunks").rglob("*")
         return sorted((str(p), p.stat().st_ino, p.stat().st_mtime_ns) for p in paths if p.is_file())
+
+
+class S3Bench:
+    """``prefix``: each bench has its own in the bucket."""
+
+    def __init__(self, endpoint: str, prefix: str) -> None:
+        self._endpoint, self._prefix = endpoint, prefix
+        self.blobs = ObjectBlobs(url_of(endpoint, BUCKET, prefix))
+        self.store: CheckpointStore = open_store(url_of(endpoint, BUCKET, prefix))
+
+    def other(self) -> S3Bench:
+        return S3Bench(self._endpoint, f"{self._prefix}-other")
+
+    def chunk(self, digest: str, data: bytes | None) -> None:
+        [blob] = [blob for blob in self.blobs.walk(f"chunks/{digest[:2]}/") if digest in blob.name]
+        self.blobs.remove(blob.name)
+        if data is not None:
+            self.blobs.write(blob.name, data)
+
+    def manifest(self, step: int, digest: str, data: bytes) -> None:
+        self.blobs.write(f"manifests/{JOB}/{step:020d}.{digest}.json", data)
+
+    def visible(self) -> int:
+        return sum(1 for _ in self.blobs.walk("manifests/"))
+
+    def stamp(self) -> object:
+        found = obstore.list(
+            obstore.store.from_url(f"s3://{BUCKET}/{self._prefix}", **self._how()), "chunks/"
+        ).collect()
+        return sorted((item["path"], item["e_tag"], item["last_modified"]) for item in found)
+
+    def _how(self) -> dict[str, Any]:
+        return {"endpoint": self._endpoint, "client_options": {"allow_http": True}}
 
 
 class SimBench:
@@ -99,8 +140,20 @@ class SimBench:
         return len(self.sim.written)
 
 
-@pytest.fixture(params=["local", "simulated"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The endpoint of an S3 server with a bucket."""
+    with pytest.MonkeyPatch.context() as environment, s3_server() as endpoint:
+        for name, value in CREDENTIALS.items():
+            environment.setenv(name, value)
+        make_bucket(endpoint, BUCKET)
+        yield endpoint
+
+
+@pytest.fixture(params=["local", "s3", "simulated"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    if request.param == "s3":
+        return S3Bench(request.getfixturevalue("s3"), f"grid/{tmp_path.name}")
     return LocalBench(tmp_path / "store") if request.param == "local" else SimBench()
 
 
@@ -329,7 +382,7 @@ async def test_a_copy_heals_altered_chunks_and_never_trusts_the_source(bench: Be
     other.chunk(victim, b"x" * CHUNK_BYTES)
     assert await other.store.copy_from(bench.store, JOB, 5, digest) == CHUNK_BYTES
     await other.store.verify(JOB, 5, digest)
-    third = bench.other().other() if isinstance(bench, LocalBench) else SimBench()
+    third = bench.other().other() if not isinstance(bench, SimBench) else SimBench()
     bench.chunk(victim, b"x" * CHUNK_BYTES)
     with pytest.raises(CheckpointError, match=victim):
         await third.store.copy_from(bench.store, JOB, 5, digest)
@@ -340,7 +393,7 @@ async def test_a_link_in_the_store_is_not_followed(tmp_path: Path) -> None:
     bench = LocalBench(tmp_path / "store")
     digest, manifest = await bench.store.put(JOB, 5, EPOCH, checkpoint(tmp_path))
     victim = manifest.files[1].chunks[0]
-    path = bench.root / "chunks" / victim[:2] / victim
+    path = bench.path_of(victim)
     outside = tmp_path / "outside"
     outside.write_bytes(path.read_bytes())
     path.unlink()
@@ -361,7 +414,7 @@ async def test_a_store_that_cannot_be_written_says_which(tmp_path: Path) -> None
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"file.*cannot be written"):
-        await LocalCheckpointStore(blocked / "store").put(JOB, 5, EPOCH, checkpoint(tmp_path))
+        await open_store(str(blocked / "store")).put(JOB, 5, EPOCH, checkpoint(tmp_path))
 
 
 async def test_the_manifest_is_canonical_json(bench: Bench, tmp_path: Path) -> None:

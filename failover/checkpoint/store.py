@@ -1,0 +1,202 @@
+"""The checkpoint store of a region: chunks named by their content, manifests written last (``layout``)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from failover.checkpoint import files
+from failover.checkpoint.blobs import BlobMissing, Blobs
+from failover.checkpoint.chunks import Chunks
+from failover.checkpoint.directory import DirectoryBlobs
+from failover.checkpoint.layout import manifest_name
+from failover.checkpoint.manifest import (
+    CHUNK_BYTES,
+    MAX_MANIFEST_BYTES,
+    check,
+    checked_digest,
+    checked_job,
+    chunk_sizes,
+    chunks_of,
+    decode,
+    digest_of,
+    encode,
+)
+from failover.checkpoint.objects import ObjectBlobs
+from failover.checkpoint.parallel import each, together
+from failover.checkpoint.target import Target, compare
+from gridkeeper.ids import Epoch, JobId
+from gridkeeper.ports.jobs import CheckpointError, CheckpointStore, Manifest, ManifestFile
+
+T = TypeVar("T")
+
+WIDTH = 4
+"""Chunks at hand at once in a directory: one is read and hashed while others wait for the disk. About 4 × 10 MiB."""
+WIDTH_REMOTE = 8
+"""In an object store, where each request takes a round trip."""
+
+
+def open_store(place: str) -> BlobCheckpointStore:
+    """The store at an absolute path or a URL (see ``ObjectBlobs``). Nothing is asked of it yet. Raises
+    ``CheckpointError`` for a URL that cannot be understood."""
+    if "://" in place:
+        return BlobCheckpointStore(ObjectBlobs(place), WIDTH_REMOTE)
+    return BlobCheckpointStore(DirectoryBlobs(Path(place)))
+
+
+class BlobCheckpointStore:
+    """Implements ``CheckpointStore``. ``width``: how many chunks it holds in memory and moves at once."""
+
+    def __init__(self, blobs: Blobs, width: int = WIDTH) -> None:
+        self._blobs = blobs
+        self._chunks = Chunks(blobs)
+        self._width = width
+        self._threads = ThreadPoolExecutor(width, "checkpoint")
+
+    async def _blocking(self, work: Callable[[], T]) -> T:
+        return (await each(self._threads, 1, lambda w: w(), (work,)))[0]
+
+    # -- the port ----------------------------------------------------------------------------------------------------
+
+    async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+        """See ``CheckpointStore.put``. Chunks that are there already are not sent again, so a put that was interrupted
+        goes on where it was."""
+        checked_job(job)
+        if step < 0:
+            raise CheckpointError(f"checkpoint {job}: step {step} is negative; name the directory step-<n> with n ≥ 0")
+        await self._blocking(self._blobs.prepare)
+        found = await self._blocking(lambda: files.walk(directory))
+        pieces = ((f, number * CHUNK_BYTES, n) for f in found for number, n in enumerate(chunk_sizes(f.size_bytes)))
+        stored = await each(self._threads, self._width, lambda piece: self._put_part(directory, *piece), pieces)
+        if await self._blocking(lambda: files.walk(directory)) != found:
+            raise CheckpointError(f"{directory}: it changed while it was stored; rename it to step-<n> when finished")
+        digests = iter([digest for digest, _ in stored])
+        manifest = Manifest(job, step, epoch, tuple(_entry(file, digests) for file in found))
+        check(manifest)
+        data = encode(manifest)
+        digest = digest_of(data)
+        await self._blocking(lambda: self._seal(job, step, digest, data, {name for _, name in stored}))
+        return digest, manifest
+
+    async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:
+        """See ``CheckpointStore.manifest``."""
+        return await self._blocking(lambda: self._manifest(job, step, digest))
+
+    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
+        """See ``CheckpointStore.verify``."""
+        manifest = await self.manifest(job, step, digest)
+        what = f"checkpoint {job} step {step}"
+
+        def look(chunk: tuple[str, int]) -> None:
+            self._chunks.read(*chunk, what)
+
+        await each(self._threads, self._width, look, chunks_of(manifest).items())
+        return manifest
+
+    async def fetch(self, job: JobId, step: int, digest: str, directory: Path) -> None:
+        """See ``CheckpointStore.fetch``. A directory that is there already must hold this very checkpoint."""
+        manifest = await self.manifest(job, step, digest)
+        if await self._blocking(lambda: os.path.lexists(directory)):
+            await self._blocking(lambda: compare(manifest, directory))
+            return
+        target = Target(directory)
+
+        def bring(piece: tuple[ManifestFile, int, int]) -> None:
+            file, number, size = piece
+            what = f"checkpoint {job} step {step}, {file.path}"
+            target.write(file, number * CHUNK_BYTES, self._chunks.read(file.chunks[number], size, what)[1])
+
+        try:
+            await self._blocking(lambda: target.begin(manifest.files))
+            pieces = ((f, number, n) for f in manifest.files for number, n in enumerate(chunk_sizes(f.size_bytes)))
+            await each(self._threads, self._width, bring, pieces)
+            await each(self._threads, self._width, target.finish, manifest.files)
+            await self._blocking(target.appear)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(target.discard))
+            raise
+
+    async def copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str) -> int:
+        """See ``CheckpointStore.copy_from``. Chunks that are here are read and compared, not trusted."""
+        await self._blocking(self._blobs.prepare)
+        manifest = await source.manifest(job, step, digest)
+        data = encode(manifest)
+        decode(data, job, step, digest)  # the source may have sent another
+        names: set[str] = set()
+        moved = 0
+        wanted = iter(chunks_of(manifest).items())
+        while batch := tuple(islice(wanted, self._width)):
+            for name, size in await together(self._bring(source, *chunk) for chunk in batch):
+                names.add(name)
+                moved += size
+        await self._blocking(lambda: self._seal(job, step, digest, data, names))
+        return moved
+
+    async def _bring(self, source: CheckpointStore, chunk: str, size: int) -> tuple[str, int]:
+        """The name of a chunk that is here afterwards, and how many bytes the source sent for it."""
+        present = await self._blocking(lambda: self._present(chunk, size))
+        if present:
+            return present, 0
+        content = await source.read_chunk(chunk)
+        if len(content) != size or digest_of(content) != chunk:
+            raise CheckpointError(f"the source sent another content for chunk {chunk}")
+        return await self._blocking(lambda: self._chunks.write(chunk, content)), size
+
+    async def read_chunk(self, digest: str) -> bytes:
+        """See ``CheckpointStore.read_chunk``."""
+        checked_digest("chunk", digest)
+        return await self._blocking(lambda: self._chunks.read(digest, -1, "chunk")[1])
+
+    # -- blocking parts, each about one chunk long -------------------------------------------------------------------
+
+    def _put_part(self, directory: Path, file: files.Found, offset: int, size: int) -> tuple[str, str]:
+        """The digest of one chunk of a file, and the name under which it is stored now."""
+        data = _read(directory, file.path, offset, size)
+        if len(data) != size:
+            raise CheckpointError(f"{directory / file.path}: it became shorter while it was stored")
+        digest = digest_of(data)
+        name = self._chunks.name_of(digest, size)
+        return digest, name or self._chunks.write(digest, data)
+
+    def _present(self, digest: str, size: int) -> str:
+        """The name of a chunk that is here and has the content of its digest, else ""."""
+        try:
+            return self._chunks.read(digest, size, "copy")[0]
+        except CheckpointError:
+            return ""
+
+    def _seal(self, job: JobId, step: int, digest: str, data: bytes, chunks: set[str]) -> None:
+        """All chunks are durable before the manifest appears."""
+        name = manifest_name(job, step, digest)
+        try:
+            self._blobs.settle(chunks)
+            if self._blobs.size(name) != len(data) or self._blobs.read(name, len(data)) != data:
+                self._blobs.write(name, data)
+            self._blobs.settle((name,))
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint {job} step {step}: its manifest cannot be stored: {error}") from error
+
+    def _manifest(self, job: JobId, step: int, digest: str) -> Manifest:
+        name = manifest_name(job, step, digest)
+        try:
+            data = self._blobs.read(name, MAX_MANIFEST_BYTES)
+        except BlobMissing as error:
+            raise CheckpointError(f"checkpoint {job} step {step} ({digest}): no manifest: {error}") from error
+        return decode(data, job, step, digest)
+
+
+def _entry(file: files.Found, digests: Iterator[str]) -> ManifestFile:
+    chunks = tuple(next(digests) for _ in chunk_sizes(file.size_bytes))
+    return ManifestFile(file.path, file.size_bytes, file.mode, chunks)
+
+
+def _read(directory: Path, path: str, offset: int, size: int) -> bytes:
+    try:
+        return files.read_part(directory, path, offset, size)
+    except OSError as error:
+        raise CheckpointError(f"{directory / path}: cannot be read: {error}") from error
