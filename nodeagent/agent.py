@@ -109,6 +109,7 @@ class Agent:
             ports.boot_id,
             self.devices.all,
             self.supervisor.user_of,
+            ports.clock,
         )
         self.supervisor.kept_free = lambda: self.repairs.busy
         self.spool: Spool | None = None

@@ -2,7 +2,11 @@
 
 Level-triggered like jobs: a command is repeated until its answer is durable, and each repetition is answered by where
 it stands. That an id begins is on disk before it begins. An agent that finds, when it starts, an id that had begun and
-not ended cannot know what became of it: it is ``lost`` (a reboot, after which the host has another boot id, is done).
+not ended cannot know what became of it: it is ``lost``.
+
+A reboot is done once the host has another boot id, and not before: ``systemctl reboot`` ends with 0 while the host still
+runs. Until then it is under way and no job is started here, also after a restart of the agent; past its timeout without
+another boot id it is ``lost``.
 
 Nothing is begun on a device that a job uses, or is about to use, and no job is started on one that is being repaired.
 """
@@ -19,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 
 from gridkeeper.config import RepairCommands
 from gridkeeper.ids import BadName, checked_name
+from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.devices import Device
 from gridkeeper.ports.disk import DiskError
 from gridkeeper.ports.hostwork import CannotTell, Ended, HostRunner
@@ -34,10 +39,11 @@ MAX_DETAIL = 500
 MAX_ID = 300
 BUILTIN = "builtin"
 RUNNING, DONE, FAILED, LOST = "running", "done", "failed", "lost"
+REBOOT = "reboot_node"
 KINDS = {
     records_pb2.REPAIR_KIND_SELF_TEST: "self_test",
     records_pb2.REPAIR_KIND_RESET_DEVICE: "reset_device",
-    records_pb2.REPAIR_KIND_REBOOT_NODE: "reboot_node",
+    records_pb2.REPAIR_KIND_REBOOT_NODE: REBOOT,
 }
 STATES = {
     RUNNING: records_pb2.REPAIR_STATE_RUNNING,
@@ -49,7 +55,7 @@ STATES = {
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """One id that has begun here."""
+    """One id that has begun here. ``until_ms``: of a reboot, when it is given up, on the clock of the boot ``boot_id``."""
 
     id: str
     kind: str
@@ -57,6 +63,7 @@ class Begun:
     boot_id: str
     state: str
     detail: str = ""
+    until_ms: int = 0
 
 
 class NoRunner:
@@ -82,6 +89,7 @@ class HostCommands:
         boot_id: str,
         devices: Callable[[], Sequence[Device]],
         user_of: Callable[[str], str],
+        clock: Clock,
     ) -> None:
         """Raises ``BadMemory`` and ``DiskError``."""
         self._commands = commands
@@ -90,6 +98,7 @@ class HostCommands:
         self._boot_id = boot_id
         self._devices = devices
         self._user_of = user_of
+        self._clock = clock
         self._term = 0
         self._begun: dict[str, Begun] = {}
         self._refused: dict[str, str] = {}
@@ -111,7 +120,7 @@ class HostCommands:
         if not command.id or len(command.id) > MAX_ID or not command.id.isprintable():
             log.warning("Repair refused: command.id: %.80r is no id", command.id)
             return
-        if command.id in self._begun or self._queued:
+        if command.id in self._begun or self._queued or self.busy:
             return  # behind another it could begin long after it was given up; while it is wanted, it is repeated
         self._queued.add(command.id)
         self._waiting.put_nowait(command)
@@ -126,7 +135,9 @@ class HostCommands:
         return None
 
     async def run(self) -> None:
-        """For ever, one after another."""
+        """For ever, one after another; first what an earlier life of the agent left under way."""
+        for begun in [b for b in self._begun.values() if b.state == RUNNING]:
+            await self._end(begun, *await self._not_rebooted(begun, "the agent restarted meanwhile"))
         while True:
             command = await self._waiting.get()
             try:
@@ -140,11 +151,13 @@ class HostCommands:
         except ValueError as error:
             self._refuse(command.id, str(error))
             return
-        user = self._user_of("" if kind == "reboot_node" else command.slot)
+        slot = "" if kind == REBOOT else command.slot
+        user = self._user_of(slot)
         if user:
             self._refuse(command.id, f"job {user} uses {command.slot or 'the node'}: nothing was begun")
             return
-        begun = Begun(command.id, kind, "" if kind == "reboot_node" else command.slot, self._boot_id, RUNNING)
+        until_ms = self._clock.mono_ms() + command.timeout_ms if kind == REBOOT else 0
+        begun = Begun(command.id, kind, slot, self._boot_id, RUNNING, until_ms=until_ms)
         self._begun[command.id] = begun  # from here on no job is started on it
         try:
             await self._save()
@@ -153,13 +166,18 @@ class HostCommands:
             log.error("Repair %s is not begun, since that cannot be written down: %s", command.id, error)
             return  # the command is repeated
         log.info("Repair %s begins: %s", command.id, shlex.join(argv))
-        state, detail = await self._outcome(command, argv)
-        log.log(logging.INFO if state == DONE else logging.WARNING, "Repair %s is %s: %s", command.id, state, detail)
-        self._begun[command.id] = replace(begun, state=state, detail=detail[:MAX_DETAIL])
+        rebooting = kind == REBOOT
+        await self._end(
+            begun, *await (self._reboot(begun, command, argv) if rebooting else self._outcome(command, argv))
+        )
+
+    async def _end(self, begun: Begun, state: str, detail: str) -> None:
+        log.log(logging.INFO if state == DONE else logging.WARNING, "Repair %s is %s: %s", begun.id, state, detail)
+        self._begun[begun.id] = replace(begun, state=state, detail=detail[:MAX_DETAIL])
         try:
             await self._save()
         except DiskError as error:
-            log.error("The end of repair %s is not on disk; after a restart it counts as lost: %s", command.id, error)
+            log.error("The end of repair %s is not on disk; after a restart it counts as lost: %s", begun.id, error)
 
     async def _outcome(self, command: HostCommand, argv: tuple[str, ...]) -> tuple[str, str]:
         try:
@@ -175,6 +193,23 @@ class HostCommands:
             return LOST, said  # neither passed nor failed
         return FAILED, f"exit status {ended.code}: {said}"
 
+    async def _reboot(self, begun: Begun, command: HostCommand, argv: tuple[str, ...]) -> tuple[str, str]:
+        """Failed only if the command itself says so: the one that a signal or the timeout ended may have been heard, and
+        a host that goes down kills it and us."""
+        try:
+            ended = await self._runner.run(argv, {}, command.timeout_ms)
+        except CannotTell as error:
+            return await self._not_rebooted(begun, str(error))
+        said = ended.output.strip() or "it said nothing"
+        if ended.code > 0:
+            return FAILED, f"exit status {ended.code}: {said}"
+        return await self._not_rebooted(begun, f"exit status {ended.code}: {said}")
+
+    async def _not_rebooted(self, begun: Begun, said: str) -> tuple[str, str]:
+        """A new boot id ends the wait together with this process."""
+        await self._clock.sleep(max(0, begun.until_ms - self._clock.mono_ms()))
+        return LOST, f"the host has not booted anew in time, so nobody knows what became of it ({said})"
+
     def _argv(self, command: HostCommand) -> tuple[str, tuple[str, ...]]:
         """(kind, command line). Raises ``ValueError`` for what cannot be run here."""
         kind = KINDS.get(command.kind)
@@ -182,7 +217,7 @@ class HostCommands:
             raise ValueError(f"kind {command.kind} is none that an agent of this version knows")
         if command.timeout_ms <= 0:
             raise ValueError(f"timeout_ms: {command.timeout_ms} is not positive")
-        if kind == "reboot_node":
+        if kind == REBOOT:
             line: Sequence[str] = self._commands.reboot_node
         else:
             device = self._device(command.slot)
@@ -239,8 +274,9 @@ class HostCommands:
     def _after_restart(self, begun: Begun) -> Begun:
         if begun.state != RUNNING:
             return begun
-        if begun.kind == "reboot_node" and begun.boot_id != self._boot_id:
-            return replace(begun, state=DONE, detail=f"the host booted anew (boot id {self._boot_id})")
+        if begun.kind == REBOOT:
+            anew = replace(begun, state=DONE, detail=f"the host booted anew (boot id {self._boot_id})")
+            return begun if begun.boot_id == self._boot_id else anew
         return replace(begun, state=LOST, detail="the agent restarted meanwhile, so nobody knows whether it was done")
 
     async def _save(self) -> None:

@@ -35,16 +35,39 @@ async def answered(repairs: HostCommands, name: str, *states: int) -> str:
     raise AssertionError(f"repair {name} is {repairs.report(name)}")
 
 
+class HandClock:
+    """``Clock`` that the test moves on."""
+
+    def __init__(self) -> None:
+        self.now_ms = 5_000
+
+    def mono_ms(self) -> int:
+        return self.now_ms
+
+    def wall_ms(self) -> int:
+        return self.now_ms
+
+    async def sleep(self, ms: int) -> None:
+        until_ms = self.now_ms + ms
+        while self.now_ms < until_ms:
+            await asyncio.sleep(0)
+
+
 class Bench:
     """An agent's repairs, with a runner that ends when it is told to."""
 
-    def __init__(self, memory: MemoryState | None = None, boot: str = "b1", user: str = "") -> None:
+    def __init__(
+        self, memory: MemoryState | None = None, boot: str = "b1", user: str = "", clock: HandClock | None = None
+    ) -> None:
+        self.clock = clock or HandClock()
         self.memory = memory or MemoryState()
         self.user = user
         self.ran: list[tuple[str, ...]] = []
         self.environments: list[Mapping[str, str]] = []
         self.ending: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-        self.repairs = HostCommands(COMMANDS, self.memory, self, boot, lambda: (GPU,), lambda slot: self.user)
+        self.repairs = HostCommands(
+            COMMANDS, self.memory, self, boot, lambda: (GPU,), lambda slot: self.user, self.clock
+        )
         self.task = asyncio.ensure_future(self.repairs.run())
 
     async def run(self, argv: Sequence[str], environment: Mapping[str, str], timeout_ms: int) -> Ended:
@@ -98,16 +121,72 @@ async def test_an_agent_that_died_in_the_middle_says_lost_and_never_runs_it_agai
     await again.die()
 
 
+async def turns() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def test_a_reboot_that_was_begun_is_done_when_the_host_has_booted_anew() -> None:
     bench = Bench()
     bench.take(kind=REBOOT, slot="")
     await bench.until("r1", RUNNING)
     assert bench.repairs.busy == {""}
     await bench.die()
-    same, other = Bench(bench.memory, boot="b1"), Bench(bench.memory, boot="b2")
-    assert await same.until("r1", LOST) and "booted anew" in await other.until("r1", DONE)
-    await same.die()
+    other = Bench(bench.memory, boot="b2")
+    assert "booted anew" in await other.until("r1", DONE) and not other.repairs.busy
     await other.die()
+
+
+@pytest.mark.parametrize("ended", [Ended(0, ""), Ended(-15, "killed"), CannotTell("no word of it")])
+async def test_a_reboot_whose_command_ended_is_under_way_until_its_time_is_up(ended: Ended | CannotTell) -> None:
+    """Protects: a command that only asks for the reboot (or that the shutdown itself kills) does not pass for one, and no
+    job is started on a host that is about to go down."""
+    bench = Bench()
+    if isinstance(ended, CannotTell):
+        bench.ending.set_exception(ended)
+    else:
+        bench.ending.set_result(ended)
+    bench.take(kind=REBOOT, slot="")
+    await bench.until("r1", RUNNING)
+    bench.clock.now_ms += 999
+    await turns()
+    bench.take("r2")
+    await turns()
+    assert bench.repairs.busy == {""} and len(bench.ran) == 1
+    await bench.until("r1", RUNNING)
+    bench.clock.now_ms += 1
+    assert "has not booted anew in time" in await bench.until("r1", LOST) and not bench.repairs.busy
+    await turns()
+    assert bench.repairs.report("r2") is None, "what was ordered meanwhile is begun only if it is still wanted"
+    await bench.die()
+
+
+async def test_a_reboot_is_waited_for_by_an_agent_that_restarted_on_the_same_boot() -> None:
+    """Protects: a restart of the agent neither proves a reboot nor ends the wait for it."""
+    bench = Bench()
+    bench.take(kind=REBOOT, slot="")
+    await bench.until("r1", RUNNING)
+    await bench.die()
+    bench.clock.now_ms += 600
+    again = Bench(bench.memory, clock=bench.clock)
+    await turns()
+    again.take("r2")
+    await turns()
+    assert again.repairs.busy == {""} and not again.ran
+    await again.until("r1", RUNNING)
+    again.clock.now_ms += 400
+    assert "the agent restarted meanwhile" in await again.until("r1", LOST) and not again.repairs.busy
+    await turns()
+    assert again.repairs.report("r2") is None
+    await again.die()
+
+
+async def test_a_reboot_whose_command_fails_has_failed() -> None:
+    bench = Bench()
+    bench.ending.set_result(Ended(1, "access denied"))
+    bench.take(kind=REBOOT, slot="")
+    assert await bench.until("r1", FAILED) == "exit status 1: access denied" and not bench.repairs.busy
+    await bench.die()
 
 
 async def test_nothing_begins_on_a_device_that_a_job_uses() -> None:
@@ -137,7 +216,7 @@ async def test_an_order_that_makes_no_sense_is_refused_and_says_why(order: dict[
 
 async def test_what_is_not_configured_is_refused() -> None:
     bench = Bench()
-    bare = HostCommands(RepairCommands(), MemoryState(), bench, "b", lambda: (GPU,), lambda slot: "")
+    bare = HostCommands(RepairCommands(), MemoryState(), bench, "b", lambda: (GPU,), lambda slot: "", bench.clock)
     task = asyncio.ensure_future(bare.run())
     command = HostCommand(term=1, id="r", slot="gpu0", timeout_ms=1)
     command.kind = RESET  # type: ignore[assignment]
