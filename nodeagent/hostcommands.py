@@ -4,9 +4,9 @@ Level-triggered like jobs: a command is repeated until its answer is durable, an
 it stands. That an id begins is on disk before it begins. An agent that finds, when it starts, an id that had begun and
 not ended cannot know what became of it: it is ``lost``.
 
-A reboot is done once the host has another boot id, and not before: ``systemctl reboot`` ends with 0 while the host still
-runs. Until then it is under way and no job is started here, also after a restart of the agent; past its timeout without
-another boot id it is ``lost``.
+A reboot is done once the host has another boot id, and not before: ``systemctl reboot`` ends with 0 while the host
+still runs. Until then it is under way and no job is started here, also after a restart of the agent; past its timeout
+without another boot id it is ``lost``.
 
 Nothing is begun on a device that a job uses, or is about to use, and no job is started on one that is being repaired.
 """
@@ -55,7 +55,7 @@ STATES = {
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """One id that has begun here. ``until_ms``: of a reboot, when it is given up, on the clock of the boot ``boot_id``."""
+    """One id that has begun here. ``until_ms``: when a reboot is given up, on the boot-time clock of ``boot_id``."""
 
     id: str
     kind: str
@@ -194,8 +194,8 @@ class HostCommands:
         return FAILED, f"exit status {ended.code}: {said}"
 
     async def _reboot(self, begun: Begun, command: HostCommand, argv: tuple[str, ...]) -> tuple[str, str]:
-        """Failed only if the command itself says so: the one that a signal or the timeout ended may have been heard, and
-        a host that goes down kills it and us."""
+        """Failed only if the command itself says so: one that a signal or the timeout ended may have been heard, and a
+        host that goes down kills it and us."""
         try:
             ended = await self._runner.run(argv, {}, command.timeout_ms)
         except CannotTell as error:

@@ -8,12 +8,12 @@ dying between any two loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from controlplane.domain import health
 from controlplane.domain.drain_progress import OPEN, UNDER_WAY, Drain, cancellation
-from controlplane.domain.evidence import calls_out
+from controlplane.domain.evidence import bearing_on, by_subject, calls_out, worst
 from controlplane.domain.health import MACHINE
 from controlplane.domain.maintenance import OVER, covers
 from gridkeeper.decision import Decision, Draft, Guard, Now
@@ -36,9 +36,9 @@ def decide_returns(state: RegionState, settings: Settings, now: Now) -> Iterator
             draft.delete(keys.drain_request(device), request)
             sentence = f"the wish to drain {device} is void: {window} is over"
             yield Decision("drain.cancel", sentence, draft.writes(), (), f"device/{device}", (), request.record.trace)
-    for _, drain in sorted(state.drains.items()):
+    for drain in state.memo.once(_borrowing, state.drains):
         record = drain.record
-        if not record.maintenance or _stands(state, keys, record.maintenance):
+        if _stands(state, keys, record.maintenance):
             continue
         if record.state in OPEN | UNDER_WAY:
             decision = _passed_on(state, keys, drain, now)
@@ -48,6 +48,12 @@ def decide_returns(state: RegionState, settings: Settings, now: Now) -> Iterator
             held = state.health.get(record.device)
             if held is not None and held.record.drain == record.id and held.record.state is HealthState.DRAINED:
                 yield _passed_on(state, keys, drain, now) or _returned(state, keys, drain, now)
+
+
+def _borrowing(drains: Mapping[str, Drain]) -> tuple[Drain, ...]:
+    """Drains for something that ends by itself and that are not over, by id."""
+    alive = OPEN | UNDER_WAY | {DrainState.DRAINED}
+    return tuple(d for _, d in sorted(drains.items()) if d.record.maintenance and d.record.state in alive)
 
 
 def _stands(state: RegionState, keys: RegionKeys, name: str) -> bool:
@@ -76,17 +82,15 @@ def _passed_on(state: RegionState, keys: RegionKeys, drain: Drain, now: Now) -> 
     if other is not None:
         changed, to = replace(record, maintenance=other.id), f"maintenance {other.id}"
     else:
-        calling = [
-            f.record
-            for f in state.findings.values()
-            if f.record.device == record.device and f.record.active and calls_out(f.record)
-        ]
-        if not calling:
+        found = bearing_on(state.memo.once(by_subject, state.findings), record.device)
+        calling = [f.record for f in found if f.record.active and calls_out(f.record)]
+        main = worst(calling)
+        if main is None:
             return None
         evidence = tuple(dict.fromkeys((*record.evidence, *sorted(f.id for f in calling))))[:16]
-        why = f"{record.reason}; it stays out for {calling[0].sentence}"
+        why = f"{record.reason}; it stays out for {main.sentence}"
         changed = replace(record, maintenance="", requested_by=MACHINE, evidence=evidence, reason=why)
-        to = f"finding {calling[0].id}"
+        to = f"finding {main.id}"
     draft.put(keys.drain(record.id), changed, drain)
     sentence = f"drain {record.id} outlasts {record.maintenance}: it stands for {to} now"
     return Decision(

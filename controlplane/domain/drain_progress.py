@@ -10,7 +10,15 @@ from controlplane.domain.breaker import Breakers
 from controlplane.domain.budget import Book
 from controlplane.domain.budget_upkeep import HOLDING
 from controlplane.domain.evacuation import jobs_on
-from controlplane.domain.evidence import Finding, bearing_on, calls_out, is_fresh, is_level, weighs_on_device
+from controlplane.domain.evidence import (
+    Finding,
+    bearing_on,
+    by_subject,
+    calls_out,
+    is_fresh,
+    is_level,
+    weighs_on_device,
+)
 from controlplane.domain.health import MACHINE
 from controlplane.domain.words import clock_time, duration, listed
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
@@ -161,10 +169,8 @@ def cancellation(
     if held is not None and held.record.drain == record.id:
         back = replace(held.record, drain=DrainId(""))
         if held.record.state is HealthState.DRAINING:
-            faulty = any(
-                f.record.device == record.device and f.record.active and weighs_on_device(f.record)
-                for f in state.findings.values()
-            )
+            found = bearing_on(state.memo.once(by_subject, state.findings), record.device)
+            faulty = any(f.record.active and weighs_on_device(f.record) for f in found)
             to = HealthState.DEGRADED if faulty else HealthState.HEALTHY
             back = replace(
                 health.moved(back, to, f"drain {record.id} was cancelled by {actor}: {reason}", now.ledger_ms)

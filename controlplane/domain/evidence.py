@@ -45,7 +45,12 @@ def is_level(finding: FindingRecord) -> bool:
 def is_fresh(finding: FindingRecord, evidence_ms: int, ledger_ms: int) -> bool:
     """It may be acted on now: its condition still holds, or it was seen within ``evidence_ms``. An older event convicts
     nobody any more: the host may have changed since."""
-    return is_level(finding) or ledger_ms - max(finding.observed_ms, finding.last_ms) <= evidence_ms
+    return is_level(finding) or ledger_ms - seen_ms(finding) <= evidence_ms
+
+
+def seen_ms(finding: FindingRecord) -> int:
+    """When it was seen last: a repeat moves ``last_ms`` alone."""
+    return max(finding.observed_ms, finding.last_ms)
 
 
 def asks_out(finding: FindingRecord) -> bool:

@@ -17,28 +17,35 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from controlplane.domain.drain_progress import UNDER_WAY
 from controlplane.domain.evacuation import jobs_on
-from controlplane.domain.evidence import Finding, by_subject, calls_out, worst
+from controlplane.domain.evidence import Finding, bearing_on, by_subject, calls_out, worst
 from controlplane.domain.health import MACHINE, needs_test
-from controlplane.domain.repair_effects import cured, not_cured, test_failed
+from controlplane.domain.repair_effects import cured, forgotten, not_cured, test_failed
+from controlplane.domain.repair_index import (
+    BEFORE_END,
+    Repair,
+    Repairs,
+    devices_of,
+    drains_of,
+    latest_ms,
+    out_of_service,
+    repairs,
+)
 from controlplane.domain.words import duration, listed, made_id
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
-from gridkeeper.ids import DeviceId, DrainId, IncidentId, NodeId
+from gridkeeper.ids import DeviceId, DrainId, IncidentId
 from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import Consent, Mode, RepairPolicy
 from gridkeeper.records.care import RepairKind, RepairRecord, RepairState
 from gridkeeper.records.common import Action, Stamp
-from gridkeeper.records.faults import DrainMode, DrainRecord, DrainRequestRecord, DrainState, FindingRecord
+from gridkeeper.records.faults import DrainMode, DrainRecord, DrainRequestRecord, FindingRecord
 from gridkeeper.records.fleet import HealthRecord, HealthState, NodeState
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
-Repair = Versioned[RepairRecord]
-
-BEFORE_END = frozenset({RepairState.PROPOSED, RepairState.APPROVED, RepairState.RUNNING})
 TRIED = frozenset({RepairState.DONE, RepairState.FAILED, RepairState.LOST})
 WANTED: Mapping[Action, RepairKind] = {
     Action.RESET_DEVICE: RepairKind.RESET_DEVICE,
@@ -48,7 +55,6 @@ WANTED: Mapping[Action, RepairKind] = {
 }
 BY_AGENT = frozenset({RepairKind.SELF_TEST, RepairKind.RESET_DEVICE, RepairKind.REBOOT_NODE})
 OUT_FOR_GOOD = frozenset({HealthState.DRAINED, HealthState.RETIRED})
-KEPT_MS = 100 * 86_400_000
 MAX_DOUBLINGS = 6
 
 
@@ -60,7 +66,7 @@ class _Scene:
     now: Now
     keys: RegionKeys
     findings: Mapping[str, list[Finding]]
-    by_node: Mapping[NodeId, list[Repair]]
+    repairs: Repairs
 
     @property
     def policy(self) -> RepairPolicy:
@@ -73,12 +79,11 @@ def decide_repairs(state: RegionState, world: GlobalState, settings: Settings, n
     off = {policy.reset_device, policy.reboot_node, policy.ticket} == {Consent.OFF} and not policy.self_test
     if off and not state.repairs:
         return ()
-    by_node: dict[NodeId, list[Repair]] = defaultdict(list)
-    for _, repair in sorted(state.repairs.items()):
-        by_node[repair.record.node].append(repair)
-    scene = _Scene(state, world, settings, now, RegionKeys(state.region), by_subject(state.findings), by_node)
-    decisions = [d for _, repair in sorted(state.repairs.items()) for d in _advance(scene, repair)]
-    for device, held in sorted(state.health.items()):
+    findings, index = state.memo.once(by_subject, state.findings), repairs(state)
+    scene = _Scene(state, world, settings, now, RegionKeys(state.region), findings, index)
+    decisions = [d for repair in index.open for d in _advance(scene, repair)]
+    decisions.extend(forgotten(scene.keys, index.over, now))
+    for device, held in out_of_service(state):
         if device not in state.devices:
             continue
         if held.record.state is HealthState.DRAINED:
@@ -95,23 +100,23 @@ def _for_drained(scene: _Scene, device: DeviceId, held: Versioned[HealthRecord])
     drain = scene.state.drains.get(held.record.drain)
     if drain is None or drain.record.requested_by != MACHINE or drain.record.maintenance:
         return
-    main = worst(f.record for f in scene.findings.get(device, ()) if f.record.active and calls_out(f.record))
+    main = worst(f.record for f in bearing_on(scene.findings, device) if f.record.active and calls_out(f.record))
     kind = WANTED.get(main.action) if main else None
-    if main is None or kind is None:
-        return
+    if main is None or kind is None or (kind is RepairKind.RESET_DEVICE and not main.device):
+        return  # no reset of a device ends what is wrong with its node
     consent = _consent(scene, kind)
     if consent is Consent.OFF:
         return
-    known = [r.record for r in scene.by_node.get(held.record.node, ()) if _same(r.record, kind, drain.record)]
-    every = scene.by_node.get(held.record.node, ())
-    if any(r.record.kind is kind and r.record.state in BEFORE_END and _is_for(r.record, device) for r in every):
+    alike = [r.record for r in scene.repairs.by_node.get(held.record.node, ()) if r.record.kind is kind]
+    if any(r.state in BEFORE_END and _is_for(r, device) for r in alike):
         return
+    known = [r for r in alike if _counts(r, drain.record, held.record)]
     if any(r.state is RepairState.REJECTED for r in known):
         return
     tried = [r for r in known if r.state in TRIED]
     if tried and kind is RepairKind.TICKET:
         return  # it is somebody's business by now, or the desk would not have it
-    if tried and scene.now.ledger_ms - tried[-1].stages[-1].at_ms < scene.settings.policy.repair_hold_ms:
+    if tried and scene.now.ledger_ms - latest_ms(tried[-1]) < scene.settings.policy.repair_hold_ms:
         return  # what it changed may still show
     if len(tried) >= scene.policy.attempts:
         yield from not_cured(scene.state, device, drain.record, kind, tried, scene.now)
@@ -119,8 +124,9 @@ def _for_drained(scene: _Scene, device: DeviceId, held: Versioned[HealthRecord])
     yield _proposed(scene, held, drain.record, kind, main, len(tried) + 1, consent)
 
 
-def _same(repair: RepairRecord, kind: RepairKind, drain: DrainRecord) -> bool:
-    return repair.kind is kind and repair.drain == drain.id
+def _counts(repair: RepairRecord, drain: DrainRecord, held: HealthRecord) -> bool:
+    """It was tried, or rejected, for this drain: one of the whole node for each device that was drained by then."""
+    return repair.drain == drain.id or (not repair.device and latest_ms(repair) >= held.since_ms)
 
 
 def _is_for(repair: RepairRecord, device: DeviceId) -> bool:
@@ -151,11 +157,13 @@ def _proposed(
     attempt: int,
     consent: Consent,
 ) -> Decision:
-    of_node = kind is RepairKind.REBOOT_NODE
+    of_node = kind is RepairKind.REBOOT_NODE or not main.device
     subject = held.record.node if of_node else held.record.device
     command = scene.policy.ticket_url if kind is RepairKind.TICKET else ""
     what = f"{kind.value} of {subject}, attempt {attempt} of {scene.policy.attempts}: {main.sentence}"
-    record = _record(scene, held.record, drain.id, drain.incident, kind, attempt, what, consent, command, drain.trace)
+    record = _record(
+        scene, held.record, drain.id, drain.incident, kind, attempt, what, consent, command, drain.trace, of_node
+    )
     draft = Draft()
     draft.put(scene.keys.repair(record.id), record, None)
     guards = (
@@ -181,8 +189,8 @@ def _record(
     consent: Consent,
     command: str,
     trace: str,
+    of_node: bool,
 ) -> RepairRecord:
-    of_node = kind is RepairKind.REBOOT_NODE
     state = RepairState.APPROVED if consent is Consent.AUTO else RepairState.PROPOSED
     return RepairRecord(
         id=made_id(held.node if of_node else held.device, kind.value, scene.state.revision),
@@ -212,7 +220,7 @@ def _for_probation(scene: _Scene, device: DeviceId, held: Versioned[HealthRecord
         return
     tests = [
         r.record
-        for r in scene.by_node.get(held.record.node, ())
+        for r in scene.repairs.by_node.get(held.record.node, ())
         if r.record.kind is RepairKind.SELF_TEST and r.record.device == device
     ]
     if any(test.state in BEFORE_END for test in tests):
@@ -220,13 +228,13 @@ def _for_probation(scene: _Scene, device: DeviceId, held: Versioned[HealthRecord
     tried = [test for test in tests if test.proposed_ms >= held.record.since_ms and test.state in TRIED]
     if tried:
         pause = scene.settings.policy.repair_hold_ms << min(len(tried) - 1, MAX_DOUBLINGS)
-        if scene.now.ledger_ms - tried[-1].stages[-1].at_ms < pause:
+        if scene.now.ledger_ms - latest_ms(tried[-1]) < pause:
             return
     attempt = len(tried) + 1
     reason = f"self_test of {device} before service, attempt {attempt}"
     record = _record(
         scene, held.record, held.record.drain, held.record.incident, RepairKind.SELF_TEST, attempt, reason,
-        Consent.AUTO, scene.policy.self_test, held.record.trace,
+        Consent.AUTO, scene.policy.self_test, held.record.trace, False,
     )  # fmt: skip
     draft = Draft()
     draft.put(scene.keys.repair(record.id), record, None)
@@ -253,16 +261,24 @@ def _advance(scene: _Scene, repair: Repair) -> Iterator[Decision]:
                 why = f"no answer from {record.node} by its deadline, so nobody knows whether it was done"
                 yield to(scene.keys, repair, RepairState.LOST, why, now_ms)
         case RepairState.DONE:
-            yield from cured(scene.state, repair, scene.now)
-        case RepairState.FAILED if record.kind is RepairKind.SELF_TEST:
-            yield from test_failed(scene.state, record, scene.now)
+            yield from _settled(scene, repair, cured(scene.state, scene.findings, repair, scene.now))
+        case RepairState.FAILED:
+            yield from _settled(scene, repair, test_failed(scene.state, record, scene.now))
         case _:
             pass
-    if record.state not in BEFORE_END and now_ms - record.stages[-1].at_ms >= KEPT_MS:
+
+
+def _settled(scene: _Scene, repair: Repair, effects: Iterator[Decision]) -> Iterator[Decision]:
+    """What follows from its end, also for events from before it that become durable only now. Once what it changed
+    would have shown, nothing does any more."""
+    record = repair.record
+    due = tuple(effects)
+    yield from due
+    if not due and scene.now.ledger_ms - latest_ms(record) >= scene.settings.policy.repair_hold_ms:
         draft = Draft()
-        draft.delete(scene.keys.repair(record.id), repair)
-        sentence = f"repair {record.id} has been over for {duration(KEPT_MS)} and is in the audit trail alone"
-        yield Decision("repair.forget", sentence, draft.writes(), (), f"repair/{record.id}", audit=False)
+        draft.put(scene.keys.repair(record.id), replace(record, settled=True), repair)
+        sentence = f"all that follows from repair {record.id} being {record.state.value} has been decided"
+        yield Decision("repair.settle", sentence, draft.writes(), (), f"repair/{record.id}", audit=False)
 
 
 def to(
@@ -305,7 +321,7 @@ def _void(scene: _Scene, record: RepairRecord) -> str:
 
 def _begin(scene: _Scene, repair: Repair) -> Iterator[Decision]:
     record, state = repair.record, scene.state
-    devices = _devices(state, record)
+    devices = devices_of(state, record)
     if record.kind is RepairKind.REBOOT_NODE:
         yield from _ask_for(scene, repair, devices)
     if _not_yet(scene, record, devices):
@@ -326,19 +342,13 @@ def _begin(scene: _Scene, repair: Repair) -> Iterator[Decision]:
     yield Decision("repair.begin", sentence, draft.writes(), guards, f"repair/{record.id}", (), record.trace)
 
 
-def _devices(state: RegionState, record: RepairRecord) -> tuple[DeviceId, ...]:
-    if record.device:
-        return (record.device,)
-    return tuple(sorted(name for name, device in state.devices.items() if device.record.node == record.node))
-
-
 def _not_yet(scene: _Scene, record: RepairRecord, devices: tuple[DeviceId, ...]) -> str:
     """Why it must not begin now; "" if it may. What cannot be known forbids it."""
     state = scene.state
     liveness = state.liveness.get(record.node)
     if liveness is None or liveness.record.state is not NodeState.ALIVE:
         return f"{record.node} is not heard"
-    for other in scene.by_node.get(record.node, ()):
+    for other in scene.repairs.by_node.get(record.node, ()):
         if other.record.state is RepairState.RUNNING:
             return f"{other.record.id} is under way on {record.node}"
     testing = record.kind is RepairKind.SELF_TEST
@@ -356,16 +366,12 @@ def _not_yet(scene: _Scene, record: RepairRecord, devices: tuple[DeviceId, ...])
 def _ask_for(scene: _Scene, repair: Repair, devices: tuple[DeviceId, ...]) -> Iterator[Decision]:
     """The node's other devices, within the budgets, in the name of the repair."""
     record, state, draft = repair.record, scene.state, Draft()
-    asked = {d.record.device for d in state.drains.values() if d.record.maintenance == record.id}
-    under_way = {
-        d.record.device
-        for d in state.drains.values()
-        if d.record.state in (DrainState.ADMITTED, DrainState.EVACUATING, DrainState.EXPIRED)
-    }
     wanted: list[str] = []
     for device in devices:
         held = state.health.get(device)
-        if held is None or held.record.state in OUT_FOR_GOOD or device in asked | under_way:
+        if held is None or held.record.state in OUT_FOR_GOOD:
+            continue
+        if any(d.record.maintenance == record.id or d.record.state in UNDER_WAY for d in drains_of(state, device)):
             continue
         if device in state.drain_requests or scene.keys.drain_request(device) in state.suspect_keys:
             continue

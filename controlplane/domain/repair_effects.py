@@ -3,11 +3,12 @@ each is derived from what the records say, so that deciding it twice changes not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from controlplane.domain.evidence import is_level
-from controlplane.domain.words import listed, made_id
+from controlplane.domain.evidence import Finding, is_level, seen_ms
+from controlplane.domain.repair_index import latest_ms
+from controlplane.domain.words import duration, listed, made_id
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, FindingId
 from gridkeeper.keys import RegionKeys
@@ -20,13 +21,17 @@ from gridkeeper.snapshot import RegionState
 RULE, RULE_VERSION = "repair", 1
 NOT_CURED, TEST_FAILED = "repair-failed", "self-test-failed"
 MAX_CLEARED = 40
+KEPT_MS = 100 * 86_400_000
+"""How long a repair that is over stays to be looked at; the audit trail keeps it for ever."""
 
 
-def cured(state: RegionState, repair: Versioned[RepairRecord], now: Now) -> Iterator[Decision]:
-    """A reset clears what a reset cures and was seen before it (a reboot does so by its boot event; level rules speak
-    for themselves). A passed self-test dates the device's health record."""
+def cured(
+    state: RegionState, findings: Mapping[str, list[Finding]], repair: Versioned[RepairRecord], now: Now
+) -> Iterator[Decision]:
+    """A reset clears what a reset cures and was last seen before it (a reboot does so by its boot event; level rules
+    speak for themselves). A passed self-test dates the device's health record. ``findings``: by subject."""
     record, keys, draft = repair.record, RegionKeys(state.region), Draft()
-    done_ms = record.stages[-1].at_ms
+    done_ms = latest_ms(record)
     if record.kind is RepairKind.SELF_TEST:
         held = state.health.get(record.device)
         if held is None or held.record.uuid != record.uuid or held.record.state is not HealthState.PROBATION:
@@ -38,11 +43,11 @@ def cured(state: RegionState, repair: Versioned[RepairRecord], now: Now) -> Iter
         guards = (Guard(keys.repair(record.id), repair.revision),)
         yield Decision("health.step", sentence, draft.writes(), guards, f"device/{record.device}", (), record.trace)
     elif record.kind is RepairKind.RESET_DEVICE:
-        for name, finding in sorted(state.findings.items()):
+        for finding in findings.get(record.device, ()):
             found = finding.record
-            mine = found.active and found.device == record.device and found.action is Action.RESET_DEVICE
-            if mine and not is_level(found) and found.observed_ms <= done_ms and len(draft.puts) < MAX_CLEARED:
-                draft.put(keys.finding(name), replace(found, active=False), finding)
+            curable = found.active and found.action is Action.RESET_DEVICE and not is_level(found)
+            if curable and seen_ms(found) <= done_ms and len(draft.puts) < MAX_CLEARED:
+                draft.put(keys.finding(found.id), replace(found, active=False), finding)
         if draft.puts:
             sentence = f"{record.device} was reset by repair {record.id}: findings from before it are over"
             ids = tuple(name.rpartition("/")[2] for name in draft.puts)
@@ -58,7 +63,7 @@ def not_cured(
     now: Now,
 ) -> Iterator[Decision]:
     """As often as the policy allows, and it did not help: the device stays drained, to be replaced."""
-    results = listed([f"{r.id}: {r.state.value}" for r in tried])
+    results = listed([f"{r.id}: {r.state.value}" for r in tried])  # ``tried``: the newest last
     meaning = f"{kind.value} did not help {device} ({results}); replace it"
     finding = _finding(state, tried[-1], device, NOT_CURED, drain.id, Action.REPLACE, meaning, now)
     yield from _raised(state, finding)
@@ -117,3 +122,15 @@ def _raised(state: RegionState, finding: FindingRecord) -> Iterator[Decision]:
         "detect.classify", finding.sentence, draft.writes(), (), f"device/{finding.device}", finding.evidence,
         finding.trace,
     )  # fmt: skip
+
+
+def forgotten(keys: RegionKeys, over: Sequence[Versioned[RepairRecord]], now: Now) -> Iterator[Decision]:
+    """``over``: repairs from which nothing follows any more, in the order of their ends."""
+    for repair in over:
+        record = repair.record
+        if now.ledger_ms - latest_ms(record) < KEPT_MS:
+            return
+        draft = Draft()
+        draft.delete(keys.repair(record.id), repair)
+        sentence = f"repair {record.id} has been over for {duration(KEPT_MS)} and is in the audit trail alone"
+        yield Decision("repair.forget", sentence, draft.writes(), (), f"repair/{record.id}", audit=False)

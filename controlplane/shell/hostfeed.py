@@ -7,7 +7,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from controlplane.domain.repair import BY_AGENT, Repair, to
+from controlplane.domain.repair import BY_AGENT, to
+from controlplane.domain.repair_index import Repair, latest_ms
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.session import AgentStream
@@ -120,10 +121,16 @@ class HostFeed:
             log.warning("%s reports repair %s, which is not its own: ignored", stream.node, answer.id)
             return
         detail = "".join(c if c.isprintable() else " " for c in answer.detail[:MAX_DETAIL])
-        decision = to(self._keys, repair, state, detail or "no word of it", self._clock.wall_ms())
+        decision = to(self._keys, repair, state, detail or "no word of it", self._ended_ms(repair))
         try:
             await self._applier.caught_up(await self._applier.apply(decision, self._actor, None))
         except Conflict:
             log.info("repair %s changed meanwhile; the next report decides", answer.id)
         except StoreError as error:
             log.warning("the end of repair %s waits for the store: %s", answer.id, error)
+
+    def _ended_ms(self, repair: Repair) -> int:
+        """Ledger time, as the leader counts it: when it says that the repair began, and what passed here since that was
+        seen. (Of one that this replica came to see late, less passed here: then the end is dated too early, and a fault
+        from before it counts as one from after it rather than the other way round.)"""
+        return latest_ms(repair.record) + self._clock.mono_ms() - repair.seen_ms

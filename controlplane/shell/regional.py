@@ -66,11 +66,13 @@ class RegionalLeader:
         self._policies = policies
         self._clock = clock
         self._steady_ms = steady_ms
-        self._tickets = (
-            Tickets(region, fence, self._actor, local, local_applier, desk, policies.settings, clock) if desk else None
-        )
         booked = [v.record.since_ms for v in local.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
+        self._tickets = (
+            Tickets(region, fence, self._actor, local, local_applier, desk, policies.settings, clock, self._time)
+            if desk
+            else None
+        )
 
     @property
     def _settings(self) -> Settings:

@@ -11,9 +11,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from controlplane.domain.repair import Repair, to
+from controlplane.domain.repair import to
+from controlplane.domain.repair_index import Repair, latest_ms
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all
+from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from gridkeeper.ids import RegionId
 from gridkeeper.keys import RegionKeys
@@ -82,6 +84,7 @@ class Tickets:
         desk: TicketDesk,
         settings: Callable[[], Settings],
         clock: Clock,
+        time: LedgerTime,
     ) -> None:
         self._keys = RegionKeys(region)
         self._fence = fence
@@ -91,6 +94,7 @@ class Tickets:
         self._desk = desk
         self._settings = settings
         self._clock = clock
+        self._time = time
         self._tries: dict[str, tuple[int, int]] = {}  # id -> how often, not before
 
     async def run(self) -> None:
@@ -117,7 +121,7 @@ class Tickets:
         except TicketRefused as error:
             await self._end(repair, RepairState.FAILED, str(error))
         except TicketUnavailable as error:
-            waited = self._clock.wall_ms() - repair.record.stages[-1].at_ms
+            waited = self._time.now().ledger_ms - latest_ms(repair.record)
             if waited >= self._settings().policy.repair.timeout_ms:
                 await self._end(repair, RepairState.FAILED, f"no answer for {waited} ms: {error}")
                 return
@@ -126,7 +130,7 @@ class Tickets:
             log.warning("ticket %s is tried again in %d ms: %s", repair.record.id, pause, error)
 
     async def _end(self, repair: Repair, state: RepairState, result: str) -> None:
-        decision = to(self._keys, repair, state, result, self._clock.wall_ms())
+        decision = to(self._keys, repair, state, result, self._time.now().ledger_ms)
         try:
             await apply_all([decision], self._applier, self._actor, self._fence)
         except StoreError as error:

@@ -55,6 +55,7 @@ class RepairRecord:
     result: str
     stages: tuple[Stamp, ...]
     trace: str
+    settled: bool = False  # over, and nothing follows from it any more
 
 
 class MaintenanceState(enum.StrEnum):

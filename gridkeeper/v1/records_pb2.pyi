@@ -1681,6 +1681,7 @@ class RepairRecord(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -1698,6 +1699,7 @@ class RepairRecord(_message.Message):
     deadline_ms: _builtins.int
     result: _builtins.str
     trace: _builtins.str
+    settled: _builtins.bool
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stamp]: ...
     def __init__(
@@ -1721,10 +1723,11 @@ class RepairRecord(_message.Message):
         result: _builtins.str = ...,
         stages: _abc.Iterable[Global___Stamp] | None = ...,
         trace: _builtins.str = ...,
+        settled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command", b"command", "deadline_ms", b"deadline_ms", "decided_by", b"decided_by", "device", b"device", "drain", b"drain", "id", b"id", "incident", b"incident", "kind", b"kind", "node", b"node", "proposed_ms", b"proposed_ms", "reason", b"reason", "region", b"region", "result", b"result", "stages", b"stages", "state", b"state", "trace", b"trace", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command", b"command", "deadline_ms", b"deadline_ms", "decided_by", b"decided_by", "device", b"device", "drain", b"drain", "id", b"id", "incident", b"incident", "kind", b"kind", "node", b"node", "proposed_ms", b"proposed_ms", "reason", b"reason", "region", b"region", "result", b"result", "settled", b"settled", "stages", b"stages", "state", b"state", "trace", b"trace", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,7 @@ class HandClock:
 
     def __init__(self) -> None:
         self.now_ms = 5_000
+        self._moved = asyncio.Event()
 
     def mono_ms(self) -> int:
         return self.now_ms
@@ -50,7 +51,12 @@ class HandClock:
     async def sleep(self, ms: int) -> None:
         until_ms = self.now_ms + ms
         while self.now_ms < until_ms:
-            await asyncio.sleep(0)
+            await self._moved.wait()
+
+    def move(self, ms: int) -> None:
+        self.now_ms += ms
+        self._moved.set()
+        self._moved = asyncio.Event()
 
 
 class Bench:
@@ -139,8 +145,8 @@ async def test_a_reboot_that_was_begun_is_done_when_the_host_has_booted_anew() -
 
 @pytest.mark.parametrize("ended", [Ended(0, ""), Ended(-15, "killed"), CannotTell("no word of it")])
 async def test_a_reboot_whose_command_ended_is_under_way_until_its_time_is_up(ended: Ended | CannotTell) -> None:
-    """Protects: a command that only asks for the reboot (or that the shutdown itself kills) does not pass for one, and no
-    job is started on a host that is about to go down."""
+    """Protects: a command that only asks for the reboot (or that the shutdown itself kills) does not pass for one, and
+    no job is started on a host that is about to go down."""
     bench = Bench()
     if isinstance(ended, CannotTell):
         bench.ending.set_exception(ended)
@@ -148,13 +154,13 @@ async def test_a_reboot_whose_command_ended_is_under_way_until_its_time_is_up(en
         bench.ending.set_result(ended)
     bench.take(kind=REBOOT, slot="")
     await bench.until("r1", RUNNING)
-    bench.clock.now_ms += 999
+    bench.clock.move(999)
     await turns()
     bench.take("r2")
     await turns()
     assert bench.repairs.busy == {""} and len(bench.ran) == 1
     await bench.until("r1", RUNNING)
-    bench.clock.now_ms += 1
+    bench.clock.move(1)
     assert "has not booted anew in time" in await bench.until("r1", LOST) and not bench.repairs.busy
     await turns()
     assert bench.repairs.report("r2") is None, "what was ordered meanwhile is begun only if it is still wanted"
@@ -167,14 +173,14 @@ async def test_a_reboot_is_waited_for_by_an_agent_that_restarted_on_the_same_boo
     bench.take(kind=REBOOT, slot="")
     await bench.until("r1", RUNNING)
     await bench.die()
-    bench.clock.now_ms += 600
+    bench.clock.move(600)
     again = Bench(bench.memory, clock=bench.clock)
     await turns()
     again.take("r2")
     await turns()
     assert again.repairs.busy == {""} and not again.ran
     await again.until("r1", RUNNING)
-    again.clock.now_ms += 400
+    again.clock.move(400)
     assert "the agent restarted meanwhile" in await again.until("r1", LOST) and not again.repairs.busy
     await turns()
     assert again.repairs.report("r2") is None

@@ -12,6 +12,7 @@ from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.loop import run_virtual
 from chaos.simulate.store import SimCluster
 from controlplane.shell.apply import Applier, Fence
+from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.tickets import Tickets
 from gridkeeper import codec
@@ -30,6 +31,8 @@ from tests.fixtures import records
 from tests.unit.ingestbench import EAST, KEYS, bench, hello, until
 
 DONE = records_pb2.REPAIR_STATE_DONE
+AHEAD_MS = 3_600_000
+"""How far ledger time, in which the leader dates repairs, is ahead of this replica's wall clock."""
 
 
 def under_way(now_ms: int) -> RepairRecord:
@@ -50,7 +53,7 @@ def test_a_host_is_told_until_it_has_answered_and_only_its_own_answer_counts() -
             mine, other = await b.open(hello()), await b.open(hello("n2"), node="n2")
             await until(mine, "welcome")
             await until(other, "welcome")
-            record = under_way(b.clock.wall_ms())
+            record = under_way(b.clock.wall_ms() + AHEAD_MS)
             await b.reader.txn([], [PutOp(KEYS.repair(record.id), codec.encode(record))])
             first = (await until(mine, "host_command")).host_command
             assert (first.id, first.slot, first.timeout_ms) == (record.id, "gpu0", 600_000) and first.term > 0
@@ -62,6 +65,7 @@ def test_a_host_is_told_until_it_has_answered_and_only_its_own_answer_counts() -
             await mine.send(AgentFrame(host=HostReport(id=record.id, state=DONE, detail="reset\x1b[2J")))
             await b.clock.sleep(3_000)
             ended = await stored(b.reader, record.id)
+            assert 4_000 <= ended.stages[-1].at_ms - record.stages[-1].at_ms <= 6_000, "dated as the leader counts time"
             assert ended.state is RepairState.DONE and ended.result == "reset [2J", "control characters go nowhere"
             await mine.send(AgentFrame(host=HostReport(id=record.id, state=records_pb2.REPAIR_STATE_FAILED)))
             await b.clock.sleep(3_000)
@@ -109,7 +113,8 @@ def test_a_ticket_is_asked_for_until_the_desk_has_answered_always_under_one_key(
         running = [asyncio.ensure_future(mirror.run())]
         leader = codec.encode(LeaderRecord("a", "a", 0))  # type: ignore[arg-type]
         term = (await store.txn([], [PutOp(KEYS.leader, leader)])).revision
-        stamp = Stamp("approved", clock.wall_ms())
+        time = LedgerTime(clock, clock.wall_ms() + AHEAD_MS)
+        stamp = Stamp("approved", time.now().ledger_ms)
         record = replace(
             records.repair(RepairState.APPROVED), kind=RepairKind.TICKET, command="https://desk.example/t",
             stages=(stamp,),
@@ -117,10 +122,12 @@ def test_a_ticket_is_asked_for_until_the_desk_has_answered_always_under_one_key(
         await store.txn([], [PutOp(KEYS.repair(record.id), codec.encode(record))])
         await mirror.wait_loaded()
         settings = Settings(policy=Policy(repair=RepairPolicy(timeout_ms=30_000)))
-        tickets = Tickets(EAST, Fence(KEYS.leader, term), "machine/a", mirror, applier, desk, lambda: settings, clock)
+        fence = Fence(KEYS.leader, term)
+        tickets = Tickets(EAST, fence, "machine/a", mirror, applier, desk, lambda: settings, clock, time)
         running.append(asyncio.ensure_future(tickets.run()))
         await clock.sleep(120_000)
         ended = await stored(store, record.id)
+        assert 0 <= ended.stages[-1].at_ms - stamp.at_ms <= 60_000, "dated in the ledger time of the leader"
         assert (ended.state, len(desk.keys)) == (state, asked) and result in ended.result
         assert set(desk.keys) == {record.id} and json.loads(desk.bodies[0])["reason"] == record.reason
         for task in running:

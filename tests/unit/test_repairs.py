@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from controlplane.domain import repair_index
 from controlplane.domain.cordon import uncordon
+from controlplane.domain.drain_progress import cancellation
 from controlplane.domain.repair import to
+from controlplane.domain.repair_effects import KEPT_MS
 from controlplane.rpc import care_intents
 from controlplane.rpc.intents import Wish
 from controlplane.rpc.refusal import Refusal
@@ -36,12 +39,12 @@ def shop(**repair: object) -> RegionStore:
 
 
 def fault(store: RegionStore, device: str, action: Action) -> None:
-    """What detection concludes of an event that asks for ``action``."""
+    """What detection concludes of an event that asks for ``action``; ``device`` may be a node."""
     name = FindingId(f"{device.replace('/', ':')}:fault:{store.revision}")
-    node = NodeId(device.partition("/")[0])
+    node, _, slot = device.partition("/")
     finding = FindingRecord(
-        name, EAST, node, DeviceId(device), Scope.DEVICE, "memory", "fault", Severity.FATAL, action,
-        f"a fault of {device}", ("event",), store.ledger, "catalogue", 1, True, "",
+        name, EAST, NodeId(node), DeviceId(device if slot else ""), Scope.DEVICE if slot else Scope.NODE, "memory",
+        "fault", Severity.FATAL, action, f"a fault of {device}", ("event",), store.ledger, "catalogue", 1, True, "",
     )  # fmt: skip
     store.write((store.keys.finding(name), finding))
 
@@ -104,6 +107,45 @@ def test_approved_it_begins_ends_and_the_device_comes_back_by_way_of_probation()
     store.run(90_000, step=10_000)
     assert store.health(G).state is HealthState.HEALTHY and not used(store)
     assert [s.name for s in repairs(store)[0].stages] == ["proposed", "approved", "running", "done"]
+
+
+def test_a_fault_seen_again_after_the_reset_is_not_cleared_by_it() -> None:
+    """Protects: a repeat moves ``last_ms`` alone, and what was seen after the reset was not cured by it."""
+    store = shop(reset_device=Consent.AUTO)
+    fault(store, G, RESET)
+    store.settle()
+    answer(store, RepairState.DONE)
+    store.wait(5)
+    (finding,) = store.records("findings")
+    store.write((store.keys.finding(finding.id), replace(finding, last_ms=store.ledger, count=2)))
+    store.settle()
+    assert store.records("findings")[0].active and store.health(G).state is HealthState.DRAINED
+
+
+def test_what_follows_from_a_reset_is_decided_for_a_while_and_then_never_looked_at_again() -> None:
+    """Protects: an event from before the reset that becomes durable late is cured by it too; and the records of resets,
+    which stay for 100 days, cost nothing once nothing can follow from them."""
+    store = shop(reset_device=Consent.AUTO)
+    fault(store, G, RESET)
+    store.settle()
+    store.wait(1_000)
+    answer(store, RepairState.DONE)
+    store.settle()
+    (first,) = store.records("findings")
+    late = replace(first, id=FindingId(f"{first.id}:late"), active=True)
+    store.write((store.keys.finding(late.id), late))
+    store.settle()
+    assert not any(f.active for f in store.records("findings")) and not repairs(store)[0].settled
+    assert repair_index.repairs(store.state()).open
+    store.run(10_000, step=5_000)
+    assert repairs(store)[0].settled and not repair_index.repairs(store.state()).open
+    done = repairs(store)[0].stages[-1].at_ms
+    store.ledger = done + KEPT_MS - 1
+    store.settle()
+    assert len(repairs(store)) == 1
+    store.wait(1)
+    store.settle()
+    assert not repairs(store), "it is forgotten at last"
 
 
 def test_in_shadow_mode_the_machine_begins_nothing_by_itself() -> None:
@@ -191,6 +233,56 @@ def test_a_reboot_waits_until_its_whole_node_is_drained_and_gives_the_others_bac
     assert not used(store) and len(repairs(store)) == 1
 
 
+def test_a_fault_of_a_whole_node_is_rebooted_as_often_as_the_policy_allows_and_not_once_per_device() -> None:
+    """Protects: what a node's own finding asks for is done, and each of its devices counts the node's repairs."""
+    store = shop(reboot_node=Consent.AUTO, attempts=2)
+    fault(store, "n1", REBOOT)
+    store.settle()
+    assert store.out() == {f"n1/gpu{s}" for s in range(8)}
+    for _ in range(2):
+        assert [r.state for r in repairs(store)][-1] is RepairState.RUNNING
+        answer(store, RepairState.FAILED)
+        store.run(20_000, step=5_000)
+    store.run(60_000, step=5_000)
+    assert [(r.device, r.kind) for r in repairs(store)] == [("", RepairKind.REBOOT_NODE)] * 2
+    assert {f.device for f in store.records("findings") if f.code == "repair-failed"} == store.out()
+
+
+def test_a_rejected_reboot_is_not_proposed_for_each_device_of_the_node() -> None:
+    store = shop(reboot_node=Consent.CONFIRM)
+    fault(store, "n1", REBOOT)
+    store.settle()
+    decide(store, approve=False)
+    store.run(60_000, step=10_000)
+    assert [r.state for r in repairs(store)] == [RepairState.REJECTED]
+
+
+def test_a_drain_that_a_fault_of_the_node_asked_for_leaves_the_device_degraded_when_it_is_cancelled() -> None:
+    """Protects: nothing is placed on a device of a faulty node because somebody cancelled its drain."""
+    store = shop()
+    fault(store, "n1", REBOOT)
+    store.settle(world())
+    drain = store.state().drains[drains(store)[G].id]
+    assert drain.record.state is DrainState.EVACUATING
+    assert store.apply(cancellation(store.state(), store.settings, drain, "ada", "let it finish", store.now))
+    assert store.health(G).state is HealthState.DEGRADED
+
+
+def test_a_borrowed_device_stays_out_for_a_fault_of_its_node() -> None:
+    """Protects: what was drained for the reboot of its node is not given back while the node itself calls it out."""
+    store = shop(reboot_node=Consent.CONFIRM)
+    fault(store, G, REBOOT)
+    store.settle()
+    decide(store)
+    store.settle()
+    fault(store, "n1", Action.DRAIN)
+    answer(store, RepairState.FAILED)
+    store.run(60_000, step=10_000)
+    assert store.out() == {f"n1/gpu{s}" for s in range(8)}
+    assert len(store.records("drains")) == 8, "none was given back in between"
+    assert not any(d.maintenance for d in store.records("drains"))
+
+
 def test_a_reboot_takes_no_more_out_than_the_budgets_allow_and_rejected_frees_what_it_took() -> None:
     store = fleet(quick(budgets=(BudgetPolicy("region", 0.25, 1),), repair=RepairPolicy(reboot_node=Consent.AUTO)))
     fault(store, G, REBOOT)
@@ -202,6 +294,18 @@ def test_a_reboot_takes_no_more_out_than_the_budgets_allow_and_rejected_frees_wh
 
 
 # -- tickets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fault_of_a_whole_node_is_one_ticket() -> None:
+    store = shop(ticket=Consent.AUTO, ticket_url="https://desk.example/t")
+    fault(store, "n1", REPLACE)
+    store.settle()
+    (record,) = repairs(store)
+    assert (record.node, record.device, record.kind) == ("n1", "", RepairKind.TICKET)
+    held = store.state().repairs[record.id]
+    assert store.apply(to(store.keys, held, RepairState.DONE, "ticket 7 is open", store.ledger))
+    store.run(600_000, step=60_000)
+    assert len(repairs(store)) == 1 and len(store.out()) == 8
 
 
 def test_a_worn_card_is_a_ticket_once() -> None:
@@ -270,8 +374,11 @@ def test_who_fails_the_self_test_is_drained_again_on_a_finding() -> None:
     assert store.health(G).state is HealthState.HEALTHY
 
 
-def test_a_test_that_was_lost_is_neither_passed_nor_failed_and_tried_ever_more_rarely() -> None:
+@pytest.mark.parametrize("revision", [100, 985])
+def test_a_test_that_was_lost_is_neither_passed_nor_failed_and_tried_ever_more_rarely(revision: int) -> None:
+    """Protects: the newest attempt counts, also where ids, which end with a revision, sort otherwise."""
     store = shop(self_test="builtin", self_test_timeout_ms=5_000)
+    store.revision = max(store.revision, revision)
     _on_probation(store)
     store.run(400_000, step=5_000)
     tried = repairs(store)
