@@ -35,7 +35,7 @@ from gridkeeper.config import TlsFiles
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.jobs import CheckpointStore
-from gridkeeper.ports.link import LinkClosed
+from gridkeeper.ports.link import LinkClosed, parts
 from gridkeeper.telemetry import COLUMN, METRICS, SCHEMA_VERSION
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import (
@@ -217,19 +217,25 @@ class SimulatedAgent:
 
     async def _listen(self, session: GrpcAgentSession) -> None:
         while True:
-            frame = await session.receive()
-            match frame.WhichOneof("frame"):
-                case "renewal_ack":
-                    self._renewed(frame)
-                case "command":
-                    if self._obey(frame.command):
-                        await self.say(session)
-                case "checkpoint_ack":
-                    ack = frame.checkpoint_ack
-                    run = self.runs.get((ack.job, ack.epoch.generation, ack.epoch.number))
-                    if run is not None and ack.committed and run.phase != EXITED:
-                        run.phase, run.ended = EXITED, time.monotonic()
-                        await self.say(session)
+            message = await session.receive()
+            news = [self._take(frame) for frame in parts(message)]
+            if any(news):
+                await self.say(session)
+
+    def _take(self, frame: ControlFrame) -> bool:
+        """Whether there is something new to report."""
+        match frame.WhichOneof("frame"):
+            case "renewal_ack":
+                self._renewed(frame)
+            case "command":
+                return self._obey(frame.command)
+            case "checkpoint_ack":
+                ack = frame.checkpoint_ack
+                run = self.runs.get((ack.job, ack.epoch.generation, ack.epoch.number))
+                if run is not None and ack.committed and run.phase != EXITED:
+                    run.phase, run.ended = EXITED, time.monotonic()
+                    return True
+        return False
 
     def _renewed(self, frame: ControlFrame) -> None:
         now = time.monotonic()

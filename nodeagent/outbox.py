@@ -10,10 +10,8 @@ import asyncio
 import enum
 from collections.abc import Callable
 
+from gridkeeper.ports.link import TOGETHER_BYTES
 from gridkeeper.v1.agent_pb2 import AgentFrame
-
-TOGETHER_BYTES = 256 << 10
-"""Nothing is added to a message that holds this much."""
 
 MakeFrame = Callable[[], AgentFrame | None]
 

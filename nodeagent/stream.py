@@ -11,7 +11,7 @@ from typing import Protocol
 from gridkeeper import tracing
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import ExecutorError
-from gridkeeper.ports.link import AgentSession, LinkClosed
+from gridkeeper.ports.link import AgentSession, LinkClosed, parts
 from gridkeeper.timings import Timings
 from gridkeeper.v1.agent_pb2 import (
     AgentFrame,
@@ -190,9 +190,10 @@ class Stream:
 
     async def _receive(self, group: asyncio.TaskGroup) -> None:
         while True:
-            frame = await self._session.receive()
+            message = await self._session.receive()
             self._heard_ms = self._clock.mono_ms()
-            await self._route(frame, group)
+            for frame in parts(message):
+                await self._route(frame, group)
 
     async def _route(self, frame: ControlFrame, group: asyncio.TaskGroup) -> None:
         match frame.WhichOneof("frame"):

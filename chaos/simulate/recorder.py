@@ -10,6 +10,7 @@ from chaos.simulate.network import SimControlSession
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import Launch
+from gridkeeper.ports.link import parts
 from gridkeeper.ports.store import Change, Compare
 from gridkeeper.v1.agent_pb2 import ControlFrame
 
@@ -39,8 +40,12 @@ class Recorder:
 
         return witness
 
-    def sent(self, session: SimControlSession, frame: ControlFrame) -> None:
+    def sent(self, session: SimControlSession, message: ControlFrame) -> None:
         """For ``SimNetwork``."""
+        for frame in parts(message):
+            self._said(session, frame)
+
+    def _said(self, session: SimControlSession, frame: ControlFrame) -> None:
         now = self._clock.mono_ms()
         if frame.WhichOneof("frame") == "event_ack":
             sequence = frame.event_ack.sequence

@@ -24,7 +24,7 @@ from gridkeeper.ids import DeviceId, NodeId, RegionId, ReplicaId, Revision, Spoo
 from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import LivenessPolicy
 from gridkeeper.ports.clock import Clock, Rng
-from gridkeeper.ports.link import ControlSession, LinkClosed
+from gridkeeper.ports.link import ControlSession, LinkClosed, parts
 from gridkeeper.ports.store import Compare, KeyValue, OutcomeUnknown, PutOp, Store, StoreError
 from gridkeeper.records.fleet import CursorRecord, DeviceRecord, NodeRecord, SessionRecord
 from gridkeeper.timings import Timings
@@ -96,6 +96,7 @@ class Ingest:
         self._links = Links(timings)
         self.probe_answered: Callable[[AgentStream, ProbeReport], None] = lambda stream, report: None
         self.streams: dict[NodeId, AgentStream] = {}
+        jobs.streams = lambda: len(self.streams)
         self.silence = SilenceWatch(self.streams, self._mark, beat, policy, clock, timings)
         self.host = HostFeed(region, replica, local, self.streams, applier, clock)
         self.frames = 0
@@ -225,14 +226,14 @@ class Ingest:
 
     async def _receive(self, stream: AgentStream) -> None:
         while True:
-            frame = await stream.link.receive()
+            message = await stream.link.receive()
             stream.heard_ms = self._clock.mono_ms()
-            self.frames += 1 + len(frame.more)
-            await self._route(stream, frame)
-            for more in frame.more:
-                await self._route(stream, more)
+            self.frames += 1 + len(message.more)
+            answers = [answer for frame in parts(message) if (answer := self._route(stream, frame)) is not None]
+            await stream.send(answers + self._jobs.due(stream))
 
-    async def _route(self, stream: AgentStream, frame: AgentFrame) -> None:
+    def _route(self, stream: AgentStream, frame: AgentFrame) -> ControlFrame | None:
+        """Take what arrived. What is answered at once is returned."""
         match frame.WhichOneof("frame"):
             case "telemetry":
                 self._telemetry(stream, frame.telemetry)
@@ -242,7 +243,7 @@ class Ingest:
             case "heartbeat":
                 heartbeat(stream, stream.heard_ms, self._beat.steady_ms(), self._timings.unreachable_ms)
             case "renewal":
-                await self._jobs.renew(stream, frame.renewal)
+                return self._jobs.renew(stream, frame.renewal)
             case "workloads":
                 self._report(stream, frame.workloads)
             case "checkpoint":
@@ -259,20 +260,17 @@ class Ingest:
                 raise BadEvent("frame: a second hello on one stream; open a new stream instead")
             case other:
                 raise BadEvent(f"frame: {other!r} is unknown to this version; upgrade the control plane first")
+        return None
 
     def _telemetry(self, stream: AgentStream, telemetry: Telemetry) -> None:
-        seen = self._clock.mono_ms() - min(max(0, telemetry.age_ms), 3_600_000)
+        seen = stream.heard_ms - min(max(0, telemetry.age_ms), 3_600_000)
         self._table.ingest(stream.node, telemetry.values, telemetry.rows, telemetry.columns, seen)
 
     def _report(self, stream: AgentStream, report: WorkloadReport) -> None:
         if len(report.workloads) > MAX_WORKLOADS:
             raise BadWorkload(f"workloads: {len(report.workloads)} are more than {MAX_WORKLOADS}")
-        idle = stream.report is not None and not stream.report.workloads
-        stream.report = report
-        stream.report_ms, stream.report_mono_ms = self._clock.wall_ms(), self._clock.mono_ms()
-        if report.workloads or not idle:
-            stream.reported.set()
-            stream.orders.set()
+        stream.report_ms, stream.report_mono_ms = self._clock.wall_ms(), stream.heard_ms
+        self._jobs.take(stream, report)
 
     async def stop(self) -> None:
         """Leave the rest to the end of the replica's own key, which says the same."""

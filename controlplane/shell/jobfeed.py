@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable
 
 from controlplane.domain.taint import suspicion
 from controlplane.shell.apply import Applier, Conflict
+from controlplane.shell.commands import Commands, run_name
 from controlplane.shell.mirror import Mirror
-from controlplane.shell.orders import Orders
 from controlplane.shell.ownerview import OwnerView
-from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun, run_record, worth_writing
-from controlplane.shell.session import AgentStream
+from controlplane.shell.runs import epoch_of, progressed, run_record, said_of, says_more, step_every_ms
+from controlplane.shell.session import AgentStream, Noted
 from controlplane.shell.states import global_state
 from controlplane.shell.writer import GroupWriter
-from failover.domain.fencing import Refusal, command_for, commit_head, may_acknowledge
-from gridkeeper import codec
+from failover.domain.fencing import Refusal, commit_head, may_acknowledge
 from gridkeeper.decision import ABSENT, Decision, Put, Versioned
-from gridkeeper.ids import Epoch, JobId, RegionId, ReplicaId, slot_of
+from gridkeeper.ids import Epoch, JobId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
 from gridkeeper.ports.store import StoreError
-from gridkeeper.records.common import Desired
-from gridkeeper.records.jobs import OwnershipRecord, RunPhase, RunRecord
+from gridkeeper.records.jobs import RunRecord
 from gridkeeper.timings import Timings
-from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import (
     CheckpointAck,
     CheckpointReady,
-    Command,
     ControlFrame,
     Renewal,
     RenewalAck,
     Workload,
+    WorkloadReport,
 )
 
 log = logging.getLogger("gridkeeper.jobfeed")
 
-REPEAT_MS = 1_000
 RETRY_MS = 250
+NEVER_MS = -(1 << 40)
 
 
 class JobFeed:
@@ -68,15 +62,14 @@ class JobFeed:
         self._checkpoints = checkpoints
         self._clock = clock
         self._timings = timings
-        self._written: dict[str, int] = {}
-        self._term = 0
-        self._orders = Orders(world)
+        self._commands = Commands(world, clock)
+        self.streams: Callable[[], int] = lambda: 0
+        """How many the replica holds."""
 
     def _run(self, job: JobId, epoch: Epoch) -> Versioned[RunRecord] | None:
-        name = KEYS.run(job, epoch.generation, epoch.number).removeprefix(KEYS.prefix("runs"))
-        return self._world.newest("runs", name)
+        return self._world.newest("runs", run_name(job, epoch))
 
-    async def renew(self, stream: AgentStream, renewal: Renewal) -> None:
+    def renew(self, stream: AgentStream, renewal: Renewal) -> ControlFrame:
         """Acknowledge those epochs that may go on; silence is the answer to the rest."""
         held = self._view.grant is not None and self._view.grant.region == self._region
         granted = [
@@ -91,99 +84,44 @@ class JobFeed:
                 self._timings,
             )
         ]
-        await stream.link.send(ControlFrame(renewal_ack=RenewalAck(id=renewal.id, granted=granted)))
+        return ControlFrame(renewal_ack=RenewalAck(id=renewal.id, granted=granted))
+
+    def due(self, stream: AgentStream) -> list[ControlFrame]:
+        """What the node is to be told again now."""
+        return self._commands.due(stream)
 
     async def command(self, stream: AgentStream) -> None:
-        """Send what should run on this node: at once on every change, and again each second while there is something
-        to say, for ever."""
-        sent: dict[str, bytes] = {}
-        repeat_at = 0
-        with self._orders.waiting(stream.node, stream.orders):
+        """Send what should run on this node, at once on every change, for ever."""
+        with self._commands.orders.waiting(stream.node, stream.orders):
             while True:
                 stream.orders.clear()
-                now = self._clock.mono_ms()
-                if now >= repeat_at:
-                    sent.clear()
-                    repeat_at = now + REPEAT_MS
-                wanted = self.commands(stream)
-                for name, command in wanted.items():
-                    data = command.SerializeToString(deterministic=True)
-                    if sent.get(name) != data:
-                        await stream.link.send(ControlFrame(command=command))
-                        sent[name] = data
-                with contextlib.suppress(TimeoutError):
-                    left_ms = max(1, repeat_at - self._clock.mono_ms())
-                    async with asyncio.timeout(left_ms / 1000 if wanted else None):
-                        await stream.orders.wait()
+                await stream.send(self._commands.changed(stream))
+                await stream.orders.wait()
 
-    def commands(self, stream: AgentStream) -> Mapping[str, Command]:
-        """One command per (job, epoch): what ownership wants here, stops for epochs that are over, and leave to forget
-        what is durably recorded as ended.
+    def take(self, stream: AgentStream, report: WorkloadReport) -> None:
+        """A report arrived. Most say what the one before did, and are done with here."""
+        running = tuple([(w.job, w.epoch.generation, w.epoch.number, w.phase) for w in report.workloads])
+        if running != stream.running or stream.report is None:
+            stream.running, stream.repeat_ms = running, 0  # the answer is in the next message
+            named = {(JobId(w.job), epoch_of(w.epoch)) for w in report.workloads}
+            stream.noted = {run: noted for run, noted in stream.noted.items() if run in named}
+            stream.written_ms = {run: at for run, at in stream.written_ms.items() if run in named}
+        stream.report = report
+        if any(self._is_news(stream, workload) for workload in report.workloads):
+            stream.reported.set()
 
-        An epoch starts once. If it has begun, and the agent does not report it (its state was lost), it is told to
-        stop: it then reports that nothing of it runs, and the job goes on at a new epoch from its newest checkpoint."""
-        leader = self._world.one("leader")
-        if leader:
-            self._term = max(self._term, leader.created)
-        wanted: dict[str, Command] = {}
-        if not self._term:
-            return wanted
-        for job in self._orders.jobs_of(stream.node):
-            held = self._world.newest("ownership", job)
-            if held is None:
-                continue
-            owner: OwnershipRecord = held.record
-            run = self._run(owner.job, owner.epoch)
-            if run and run.record.phase is RunPhase.EXITED:
-                continue
-            command = self._command(owner)
-            if command.desired == records_pb2.DESIRED_RUN and run and has_begun(run.record):
-                if stream.report is None:
-                    continue
-                if not goes_on(stream.report, owner.job, owner.epoch):
-                    command.desired = records_pb2.DESIRED_STOP
-            wanted[f"{owner.job}@{owner.epoch}"] = command
-        for workload in stream.report.workloads if stream.report else ():
-            epoch = epoch_of(workload.epoch)
-            name = f"{workload.job}@{epoch}"
-            if name not in wanted and not self._behind(JobId(workload.job), epoch):
-                wanted[name] = self._over(workload, epoch)
-        return wanted
+    def _is_news(self, stream: AgentStream, workload: Workload) -> bool:
+        """Whether the run's record may have to be written."""
+        name = (JobId(workload.job), epoch_of(workload.epoch))
+        run, noted = self._run(*name), stream.noted.get(name)
+        if run is None or noted is None or noted.revision != run.revision or noted.said != said_of(workload):
+            return True
+        return workload.last_step != run.record.last_step and self._due(stream, name)
 
-    def _behind(self, job: JobId, epoch: Epoch) -> bool:
-        """The agent knows of a newer epoch than the mirror: nothing may be concluded from what the mirror shows, and a
-        stop would be final. An epoch that truly is nobody's is ended by its missing renewals."""
-        owner = self._world.newest("ownership", job)
-        return owner is None or owner.record.epoch < epoch
-
-    def _command(self, owner: OwnershipRecord) -> Command:
-        return Command(
-            term=self._term,
-            job=owner.job,
-            epoch=epoch_message(owner.epoch),
-            desired=records_pb2.DESIRED_RUN if command_for(owner) is Desired.RUN else records_pb2.DESIRED_STOP,
-            spec=cast(records_pb2.JobSpec, codec.to_message(owner.spec)),
-            slots=[slot_of(device) for device in owner.devices],
-            resume_step=owner.resume_step,
-            resume_digest=owner.resume_digest,
-            checkpoint_request=owner.checkpoint_request,
-            trace=owner.trace,
-        )
-
-    def _over(self, workload: Workload, epoch: Epoch) -> Command:
-        """For an epoch that ownership does not want here (any more)."""
-        run = self._run(JobId(workload.job), epoch)
-        durable = run is not None and run.record.phase is RunPhase.EXITED
-        owner = self._world.newest("ownership", workload.job)
-        return Command(
-            term=self._term,
-            job=workload.job,
-            epoch=epoch_message(epoch),
-            desired=records_pb2.DESIRED_STOP,
-            spec=cast(records_pb2.JobSpec, codec.to_message(owner.record.spec)) if owner else None,
-            resume_step=-1,
-            forget=durable,
-        )
+    def _due(self, stream: AgentStream, run: tuple[JobId, Epoch]) -> bool:
+        """Whether progress alone is worth writing again."""
+        ago_ms = self._clock.mono_ms() - stream.written_ms.get(run, NEVER_MS)
+        return ago_ms >= step_every_ms(self.streams())
 
     async def record(self, stream: AgentStream) -> None:
         """Make the newest report durable, as often as it changes something, for ever."""
@@ -210,9 +148,10 @@ class JobFeed:
             return
         new = run_record(workload, old.record if old else None, self._region, stream.node, at_ms)
         key = KEYS.run(job, epoch.generation, epoch.number)
-        ago = self._clock.mono_ms() - self._written.get(key, -(1 << 40))
-        if not worth_writing(old.record if old else None, new, ago):
-            return
+        if old and not says_more(old.record, new):
+            stream.noted[job, epoch] = Noted(said_of(workload), old.revision)
+            if not (progressed(old.record, new) and self._due(stream, (job, epoch))):
+                return
         sentence = f"{job} epoch {epoch} on {stream.node}: {new.phase.value}, step {new.last_step}"
         decision = Decision(
             "executor.report",
@@ -222,7 +161,7 @@ class JobFeed:
             audit=False,
         )
         revision = await self._writer.apply(decision)
-        self._written[key] = self._clock.mono_ms()
+        stream.written_ms[job, epoch] = self._clock.mono_ms()
         await self._writer.caught_up(revision)
 
     async def commit_checkpoints(self, stream: AgentStream, ledger_ms: Callable[[], int]) -> None:
@@ -244,7 +183,7 @@ class JobFeed:
                 job=job, epoch=ready.epoch, step=ready.step, committed=committed, refusal=refusal, retry=retry
             )
 
-        if self._behind(job, epoch):
+        if self._commands.behind(job, epoch):
             return None
         owner = self._world.newest("ownership", job)
         if owner is None or owner.record.node != stream.node:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gridkeeper import codec
 from gridkeeper.ids import Epoch, JobId, NodeId, RegionId
 from gridkeeper.records.jobs import RunPhase, RunRecord
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import Workload, WorkloadReport
 
 STEP_EVERY_MS = 2_000
-"""A run that only made progress is rewritten at most this often: etcd holds facts, not telemetry."""
+STEPS_PER_S = 100
+"""A run that only made progress is rewritten at most once per ``STEP_EVERY_MS``, and all runs of a replica's streams
+together at most so often: etcd holds facts, not telemetry."""
 MAX_REASON = 512
 MAX_AGE_MS = 366 * 24 * 3600 * 1000
 """Ages beyond this are of no honest agent; cut, they still make a date that everybody can show."""
@@ -91,14 +92,36 @@ def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node
     )
 
 
-def worth_writing(old: RunRecord | None, new: RunRecord, written_ago_ms: int) -> bool:
-    """Whether the new record says more than progress, or progress that is old enough. A run never goes back from
-    ``EXITED``."""
+def said_of(workload: Workload) -> tuple[object, ...]:
+    """What a report says of a run beyond progress and ages: while this and the record stay as they are, so does
+    ``run_record`` but for progress."""
+    return (
+        workload.phase,
+        workload.exit_code,
+        workload.exit_signal,
+        workload.stop_confirmed,
+        workload.stopped_by_us,
+        workload.resumed_step,
+        workload.first_step,
+        workload.last_step >= 0,
+        workload.reason,
+        workload.storing_checkpoint,
+    )
+
+
+def step_every_ms(streams: int) -> int:
+    """How often the progress of one run is written by a replica that holds so many streams."""
+    return max(STEP_EVERY_MS, streams * 1000 // STEPS_PER_S)
+
+
+def says_more(old: RunRecord | None, new: RunRecord) -> bool:
+    """Whether the new record says more than progress. A run never goes back from ``EXITED``."""
     if old is None:
         return True
     if old.phase is RunPhase.EXITED:
         return False
-    quiet = replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss)
-    if codec.encode(quiet) != codec.encode(old):
-        return True
-    return new.last_step != old.last_step and written_ago_ms >= STEP_EVERY_MS
+    return replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss) != old
+
+
+def progressed(old: RunRecord, new: RunRecord) -> bool:
+    return old.phase is not RunPhase.EXITED and new.last_step != old.last_step

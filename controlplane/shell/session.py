@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from controlplane.domain.suspicion import Arrivals
-from gridkeeper.ids import DeviceId, NodeId, Revision, SpoolId
-from gridkeeper.ports.link import ControlSession
-from gridkeeper.v1.agent_pb2 import CheckpointReady, EventBatch, LogChunk, WorkloadReport
+from gridkeeper.ids import DeviceId, Epoch, JobId, NodeId, Revision, SpoolId
+from gridkeeper.ports.link import ControlSession, together
+from gridkeeper.v1.agent_pb2 import CheckpointReady, Command, ControlFrame, EventBatch, LogChunk, WorkloadReport
 
 MAX_WAITING_BYTES = 8 << 20
 """Events waiting for the store per stream. An agent has at most 256 events under way, about 5 KiB each."""
@@ -26,6 +27,14 @@ class Cursor:
 
     spool: SpoolId
     sequence: int
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A report that agrees, but for progress, with the record of its run: what it said, and the record's revision."""
+
+    said: tuple[object, ...]
     revision: Revision
 
 
@@ -52,10 +61,21 @@ class AgentStream:
     report_ms: int = 0
     report_mono_ms: int = 0
     reported: asyncio.Event = field(default_factory=asyncio.Event)
+    running: tuple[tuple[object, ...], ...] = ()  # of the report: what decides about commands
+    noted: dict[tuple[JobId, Epoch], Noted] = field(default_factory=dict)  # of the report's workloads
+    written_ms: dict[tuple[JobId, Epoch], int] = field(default_factory=dict)  # alike: when a record was last written
     orders: asyncio.Event = field(default_factory=asyncio.Event)  # what should run on the node is to be looked at
+    told: Mapping[str, Command] = field(default_factory=dict)  # job and epoch -> what the node was last told
+    commands: dict[JobId, tuple[tuple[int, int], Command]] = field(default_factory=dict)  # as made of ownership, term
+    repeat_ms: int = 0  # when the commands are to be told again
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     logs: dict[int, asyncio.Future[LogChunk]] = field(default_factory=dict)
     next_log: int = 1
+
+    async def send(self, frames: Iterable[ControlFrame]) -> None:
+        """In as few messages as they take. Raises ``LinkClosed``."""
+        for message in together(frames):
+            await self.link.send(message)
 
     def device(self, slot: str) -> DeviceId:
         """The device id of a slot of this node; "" stays "" (the node itself)."""

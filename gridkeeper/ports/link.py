@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
+
+F = TypeVar("F", AgentFrame, ControlFrame)
+TOGETHER_BYTES = 256 << 10
+"""Nothing is added to a message that holds this much."""
+
+
+def parts(message: F) -> Iterator[F]:
+    """What a message holds, in the order in which it is to be taken."""
+    yield message
+    yield from message.more
+
+
+def together(frames: Iterable[ControlFrame]) -> Iterator[ControlFrame]:
+    """As few messages as ``TOGETHER_BYTES`` allows: what a message costs does not depend on how much is in it."""
+    message: ControlFrame | None = None
+    size = 0
+    for frame in frames:
+        if message is not None and size < TOGETHER_BYTES:
+            message.more.append(frame)
+        else:
+            if message is not None:
+                yield message
+            message, size = frame, 0
+        size += frame.ByteSize()
+    if message is not None:
+        yield message
 
 
 class LinkClosed(Exception):

@@ -97,6 +97,7 @@ class ControlFrame(_message.Message):
     LOG_REQUEST_FIELD_NUMBER: _builtins.int
     PROBE_REQUEST_FIELD_NUMBER: _builtins.int
     HOST_COMMAND_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -113,6 +114,10 @@ class ControlFrame(_message.Message):
     def probe_request(self) -> Global___ProbeRequest: ...
     @_builtins.property
     def host_command(self) -> Global___HostCommand: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControlFrame]:
+        """Sent together with this one, to be taken after it, in order; they hold no more themselves."""
+
     def __init__(
         self,
         *,
@@ -124,10 +129,11 @@ class ControlFrame(_message.Message):
         log_request: Global___LogRequest | None = ...,
         probe_request: Global___ProbeRequest | None = ...,
         host_command: Global___HostCommand | None = ...,
+        more: _abc.Iterable[Global___ControlFrame] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "more", b"more", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "event_ack", "renewal_ack", "command", "checkpoint_ack", "log_request", "probe_request", "host_command"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
@@ -752,7 +758,8 @@ Global___EventAck: _TypeAlias = EventAck  # noqa: Y015
 
 @_typing.final
 class Command(_message.Message):
-    """What should run here, for one job. Level-triggered: sent on change and repeated once a second. An agent refuses an
+    """What should run here, for one job. Level-triggered: sent on change, and repeated beside the answers to what the agent
+    sends: about once a second until its report shows that it is so, and every few seconds after that. An agent refuses an
     epoch lower than the highest it has seen for the job, and a term lower than the highest it has seen.
     """
 

@@ -18,6 +18,7 @@ from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.document import digest_of, policy_text
 from gridkeeper.policy.model import Policy
 from gridkeeper.ports.jobs import Manifest
+from gridkeeper.ports.link import parts
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import EventRecord, SessionRecord
@@ -136,9 +137,9 @@ class Bench:
 async def until(session: SimAgentSession, frame: str) -> ControlFrame:
     """The next frame of a kind."""
     while True:
-        got = await session.receive()
-        if got.WhichOneof("frame") == frame:
-            return got
+        for got in parts(await session.receive()):
+            if got.WhichOneof("frame") == frame:
+                return got
 
 
 @asynccontextmanager

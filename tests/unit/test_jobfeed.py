@@ -10,6 +10,7 @@ from controlplane.shell.runs import run_record
 from gridkeeper import codec
 from gridkeeper.ids import Epoch, JobId, NodeId
 from gridkeeper.keys import KEYS
+from gridkeeper.ports.link import parts
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.jobs import RunPhase, RunRecord
 from gridkeeper.v1 import records_pb2
@@ -48,9 +49,8 @@ async def heard(b: Bench, session: SimAgentSession) -> list[Command]:
     while b.clock.mono_ms() < end:
         await session.send(AgentFrame(renewal=Renewal(id=b.clock.mono_ms())))
         await b.clock.sleep(20)
-        frame = await session.receive()
-        if frame.WhichOneof("frame") == "command":
-            commands.append(frame.command)
+        frames = parts(await session.receive())
+        commands += [frame.command for frame in frames if frame.WhichOneof("frame") == "command"]
     return commands
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from chaos.simulate.loop import run_virtual
+from chaos.simulate.network import SimAgentSession
 from controlplane.shell.runs import run_record
 from gridkeeper import codec
 from gridkeeper.ids import NodeId, ReplicaId
-from gridkeeper.ports.link import LinkClosed, LinkRefused
+from gridkeeper.ports.link import LinkClosed, LinkRefused, parts
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.fleet import SessionRecord
 from gridkeeper.timings import SHORT
@@ -19,12 +20,13 @@ from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import (
     AgentFrame,
     CheckpointReady,
+    Command,
     ControlFrame,
     Renewal,
     Workload,
     WorkloadReport,
 )
-from tests.unit.ingestbench import EAST, KEYS, bench, events, hello, until, xid
+from tests.unit.ingestbench import EAST, KEYS, Bench, bench, events, hello, until, xid
 
 
 def _left_open(replica: str) -> SessionRecord:
@@ -177,6 +179,20 @@ def _report(number: int) -> AgentFrame:
     return AgentFrame(workloads=WorkloadReport(workloads=[workload]))
 
 
+async def _told(b: Bench, session: SimAgentSession, said: AgentFrame) -> list[Command]:
+    """What an agent that goes on saying that is told, in three messages that tell it to do something."""
+    commands: list[Command] = []
+    for _ in range(3):
+        told: list[Command] = []
+        while not told:
+            await session.send(AgentFrame(renewal=Renewal(id=b.clock.mono_ms()), more=[said]))
+            await b.clock.sleep(SHORT.renewal_ms)
+            frames = parts(await session.receive())
+            told = [frame.command for frame in frames if frame.WhichOneof("frame") == "command"]
+        commands += told
+    return commands
+
+
 def test_a_replica_that_lags_does_not_stop_an_epoch_that_it_has_not_heard_of() -> None:
     """The agent got its order from another replica. A stop is final for its epoch; an older epoch is stopped."""
 
@@ -187,11 +203,9 @@ def test_a_replica_that_lags_does_not_stop_an_epoch_that_it_has_not_heard_of() -
             await until(session, "welcome")
             while b.replicas[0].world.one("leader") is None:
                 await b.clock.sleep(100)
-            await session.send(_report(3))
-            seen = [(await until(session, "command")).command for _ in range(6)]
+            seen = await _told(b, session, _report(3))
             assert {(c.epoch.number, c.desired) for c in seen} == {(2, records_pb2.DESIRED_RUN)}
-            await session.send(_report(1))
-            seen = [(await until(session, "command")).command for _ in range(6)]
+            seen = await _told(b, session, _report(1))
             assert (1, records_pb2.DESIRED_STOP) in {(c.epoch.number, c.desired) for c in seen}
 
     run_virtual(main())
