@@ -6,7 +6,7 @@ Blocking; the checkpoint store calls it from its own threads. A name is relative
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,14 @@ class BlobMissing(CheckpointError):
 class Blob:
     name: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Content that was handed over. ``held``: where it waits; "" in an object store."""
+
+    name: str
+    held: str = ""
 
 
 class Blobs(Protocol):
@@ -38,12 +46,20 @@ class Blobs(Protocol):
         """In bytes; -1: there is none."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Whole or not at all, replacing what is there. The content is durable, the name after ``settle``."""
+    def stage(self, name: str, data: bytes) -> Staged:
+        """Hand over the content of a name; it is there after ``publish``, whole, replacing what is there now."""
+        ...
+
+    def publish(self, staged: Sequence[Staged]) -> None:
+        """Make these contents durable, then let them appear. Many at once are cheaper than one by one."""
+        ...
+
+    def discard(self, staged: Sequence[Staged]) -> None:
+        """They will not be published. An object store may have them already, which is as good: they are inert."""
         ...
 
     def settle(self, names: Iterable[str]) -> None:
-        """Make these names durable."""
+        """Make published names durable."""
         ...
 
     def move(self, name: str, to: str) -> None:

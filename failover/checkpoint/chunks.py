@@ -6,7 +6,7 @@ import logging
 
 import zstandard
 
-from failover.checkpoint.blobs import BlobMissing, Blobs
+from failover.checkpoint.blobs import BlobMissing, Blobs, Staged
 from failover.checkpoint.layout import FORMS, PACKED, PLAIN, chunk_name, damaged_name
 from failover.checkpoint.manifest import CHUNK_BYTES, digest_of
 from gridkeeper.ports.jobs import CheckpointError
@@ -69,12 +69,10 @@ class Chunks:
         if self._usual[0] != form:
             self._usual = (form, *(f for f in FORMS if f != form))
 
-    def write(self, digest: str, data: bytes) -> str:
-        """Store it, whatever is there; its name."""
+    def stage(self, digest: str, data: bytes) -> Staged:
+        """Hand it over, whatever is there; to be published."""
         form, stored = pack(data)
-        name = chunk_name(digest, form)
-        self._blobs.write(name, stored)
-        return name
+        return self._blobs.stage(chunk_name(digest, form), stored)
 
     def read(self, digest: str, size: int, what: str) -> tuple[str, bytes]:
         """Name and plain content, compared with the digest (and ``size``, unless -1). A form that is altered is moved

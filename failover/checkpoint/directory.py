@@ -5,12 +5,13 @@ obstore has a local store too; it renames without fsync, so after a power cut a 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from failover.checkpoint import files
-from failover.checkpoint.blobs import Blob, BlobMissing
+from failover.checkpoint.blobs import Blob, BlobMissing, Staged
 from gridkeeper.ports.jobs import CheckpointError
 
 
@@ -46,13 +47,30 @@ class DirectoryBlobs:
         except OSError as error:
             raise CheckpointError(f"{self._root / name}: cannot be looked at: {error}") from error
 
-    def write(self, name: str, data: bytes) -> None:
-        target = self._root / name
+    def stage(self, name: str, data: bytes) -> Staged:
+        """The disk begins to write it at once."""
         try:
-            self._make_parents(name)
-            os.replace(files.write_aside(self._staging, data), target)
+            return Staged(name, files.write_aside(self._staging, data))
         except OSError as error:
-            raise CheckpointError(f"{target}: cannot be stored: {error}") from error
+            raise CheckpointError(f"{self._root / name}: cannot be stored: {error}") from error
+
+    def publish(self, staged: Sequence[Staged]) -> None:
+        """One commit of the file system's journal serves the whole batch."""
+        try:
+            for one in staged:
+                files.sync_file(one.held)
+            for one in staged:
+                self._make_parents(one.name)
+                os.replace(one.held, self._root / one.name)
+        except OSError as error:
+            self.discard(staged)
+            where = self._root / staged[0].name
+            raise CheckpointError(f"{where} and {len(staged) - 1} more: cannot be stored: {error}") from error
+
+    def discard(self, staged: Sequence[Staged]) -> None:
+        for one in staged:
+            with contextlib.suppress(OSError):
+                os.unlink(one.held)
 
     def _make_parents(self, name: str) -> None:
         directory = self._root

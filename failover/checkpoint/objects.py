@@ -7,7 +7,7 @@ Credentials come from the environment, instance or workload identity, as each cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from failover.checkpoint.blobs import Blob, BlobMissing
+from failover.checkpoint.blobs import Blob, BlobMissing, Staged
 from gridkeeper.ports.jobs import CheckpointError
 from gridkeeper.storeurl import checked_url
 
@@ -64,11 +64,19 @@ class ObjectBlobs:
         except (BaseError, OSError) as error:
             raise self._failed(name, "looked at", error) from error
 
-    def write(self, name: str, data: bytes) -> None:
+    def stage(self, name: str, data: bytes) -> Staged:
+        """It is sent, and there, at once."""
         try:
             obstore.put(self._store, name, data, use_multipart=False)
         except (BaseError, OSError) as error:
             raise self._failed(name, "stored", error) from error
+        return Staged(name)
+
+    def publish(self, staged: Sequence[Staged]) -> None:
+        """They were when they were sent."""
+
+    def discard(self, staged: Sequence[Staged]) -> None:
+        """They are inert until a manifest names them."""
 
     def settle(self, names: Iterable[str]) -> None:
         """An object that was acknowledged is durable."""

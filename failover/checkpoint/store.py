@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +30,9 @@ from failover.checkpoint.manifest import (
     encode,
 )
 from failover.checkpoint.objects import ObjectBlobs
-from failover.checkpoint.parallel import each, together
+from failover.checkpoint.parallel import each, in_order, together
 from failover.checkpoint.target import Target, compare
+from failover.checkpoint.upload import Upload
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore, Manifest, ManifestFile
 
@@ -72,15 +75,21 @@ class BlobCheckpointStore:
         await self._blocking(self._blobs.prepare)
         found = await self._blocking(lambda: files.walk(directory))
         pieces = ((f, number * CHUNK_BYTES, n) for f in found for number, n in enumerate(chunk_sizes(f.size_bytes)))
-        stored = await each(self._threads, self._width, lambda piece: self._put_part(directory, *piece), pieces)
+        digests: list[str] = []
+        async with Upload(self._blobs, self._chunks, self._threads) as upload:
+            work = partial(_put_part, upload, directory)
+            async with aclosing(in_order(self._threads, self._width, work, pieces)) as stored:
+                async for one in stored:
+                    digests.append(one)
+                    await upload.advance()
         if await self._blocking(lambda: files.walk(directory)) != found:
             raise CheckpointError(f"{directory}: it changed while it was stored; rename it to step-<n> when finished")
-        digests = iter([digest for digest, _ in stored])
-        manifest = Manifest(job, step, epoch, tuple(_entry(file, digests) for file in found))
+        following = iter(digests)
+        manifest = Manifest(job, step, epoch, tuple(_entry(file, following) for file in found))
         check(manifest)
         data = encode(manifest)
         digest = digest_of(data)
-        await self._blocking(lambda: self._seal(job, step, digest, data, {name for _, name in stored}))
+        await self._blocking(lambda: self._seal(job, step, digest, data, upload.names))
         return digest, manifest
 
     async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:
@@ -127,25 +136,26 @@ class BlobCheckpointStore:
         manifest = await source.manifest(job, step, digest)
         data = encode(manifest)
         decode(data, job, step, digest)  # the source may have sent another
-        names: set[str] = set()
         moved = 0
         wanted = iter(chunks_of(manifest).items())
-        while batch := tuple(islice(wanted, self._width)):
-            for name, size in await together(self._bring(source, *chunk) for chunk in batch):
-                names.add(name)
-                moved += size
-        await self._blocking(lambda: self._seal(job, step, digest, data, names))
+        async with Upload(self._blobs, self._chunks, self._threads) as upload:
+            while batch := tuple(islice(wanted, self._width)):
+                moved += sum(await together(self._bring(upload, source, *chunk) for chunk in batch))
+                await upload.advance()
+        await self._blocking(lambda: self._seal(job, step, digest, data, upload.names))
         return moved
 
-    async def _bring(self, source: CheckpointStore, chunk: str, size: int) -> tuple[str, int]:
-        """The name of a chunk that is here afterwards, and how many bytes the source sent for it."""
+    async def _bring(self, upload: Upload, source: CheckpointStore, chunk: str, size: int) -> int:
+        """How many bytes the source sent for a chunk."""
         present = await self._blocking(lambda: self._present(chunk, size))
         if present:
-            return present, 0
+            upload.verified(chunk, present)
+            return 0
         content = await source.read_chunk(chunk)
         if len(content) != size or digest_of(content) != chunk:
             raise CheckpointError(f"the source sent another content for chunk {chunk}")
-        return await self._blocking(lambda: self._chunks.write(chunk, content)), size
+        await self._blocking(lambda: upload.add(chunk, content))
+        return size
 
     async def read_chunk(self, digest: str) -> bytes:
         """See ``CheckpointStore.read_chunk``."""
@@ -153,15 +163,6 @@ class BlobCheckpointStore:
         return await self._blocking(lambda: self._chunks.read(digest, -1, "chunk")[1])
 
     # -- blocking parts, each about one chunk long -------------------------------------------------------------------
-
-    def _put_part(self, directory: Path, file: files.Found, offset: int, size: int) -> tuple[str, str]:
-        """The digest of one chunk of a file, and the name under which it is stored now."""
-        data = _read(directory, file.path, offset, size)
-        if len(data) != size:
-            raise CheckpointError(f"{directory / file.path}: it became shorter while it was stored")
-        digest = digest_of(data)
-        name = self._chunks.name_of(digest, size)
-        return digest, name or self._chunks.write(digest, data)
 
     def _present(self, digest: str, size: int) -> str:
         """The name of a chunk that is here and has the content of its digest, else ""."""
@@ -176,7 +177,7 @@ class BlobCheckpointStore:
         try:
             self._blobs.settle(chunks)
             if self._blobs.size(name) != len(data) or self._blobs.read(name, len(data)) != data:
-                self._blobs.write(name, data)
+                self._blobs.publish((self._blobs.stage(name, data),))
             self._blobs.settle((name,))
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint {job} step {step}: its manifest cannot be stored: {error}") from error
@@ -190,13 +191,21 @@ class BlobCheckpointStore:
         return decode(data, job, step, digest)
 
 
+def _put_part(upload: Upload, directory: Path, piece: tuple[files.Found, int, int]) -> str:
+    """The digest of one chunk of a file, which is there or handed over now."""
+    file, offset, size = piece
+    try:
+        data = files.read_part(directory, file.path, offset, size)
+    except OSError as error:
+        raise CheckpointError(f"{directory / file.path}: cannot be read: {error}") from error
+    if len(data) != size:
+        raise CheckpointError(f"{directory / file.path}: it became shorter while it was stored")
+    digest = digest_of(data)
+    if not upload.have(digest, size):
+        upload.add(digest, data)
+    return digest
+
+
 def _entry(file: files.Found, digests: Iterator[str]) -> ManifestFile:
     chunks = tuple(next(digests) for _ in chunk_sizes(file.size_bytes))
     return ManifestFile(file.path, file.size_bytes, file.mode, chunks)
-
-
-def _read(directory: Path, path: str, offset: int, size: int) -> bytes:
-    try:
-        return files.read_part(directory, path, offset, size)
-    except OSError as error:
-        raise CheckpointError(f"{directory / path}: cannot be read: {error}") from error

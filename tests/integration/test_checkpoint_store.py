@@ -99,10 +99,10 @@ class S3Bench:
         [blob] = [blob for blob in self.blobs.walk(f"chunks/{digest[:2]}/") if digest in blob.name]
         self.blobs.remove(blob.name)
         if data is not None:
-            self.blobs.write(blob.name, data)
+            self.blobs.stage(blob.name, data)
 
     def manifest(self, step: int, digest: str, data: bytes) -> None:
-        self.blobs.write(f"manifests/{JOB}/{step:020d}.{digest}.json", data)
+        self.blobs.stage(f"manifests/{JOB}/{step:020d}.{digest}.json", data)
 
     def visible(self) -> int:
         return sum(1 for _ in self.blobs.walk("manifests/"))
