@@ -1,0 +1,1 @@
+"""Service levels: exact arithmetic on uptime, contracts, objectives and alerts. Pure, and usable without a grid."""
