@@ -268,7 +268,7 @@ def _refuse(
         state=DrainState.REFUSED,
         reason=f"{planned.reason}; refused: {why}",
         budgets=names,
-        stages=(*planned.stages, Stamp(DrainState.REFUSED.value, now.ledger_ms)),
+        stages=_refused_again(planned.stages, now),
     )
     draft = Draft()
     _record(state, keys, draft, wish, drain, wish.held.record)
@@ -276,6 +276,13 @@ def _refuse(
     yield Decision(
         "drain.plan", sentence, draft.writes(), (), f"drain/{drain.id}", drain.evidence, drain.trace
     )  # fmt: skip
+
+
+def _refused_again(stages: tuple[Stamp, ...], now: Now) -> tuple[Stamp, ...]:
+    """The first and the last refusal in a row: what is full may change each minute for as long as the drain waits."""
+    last_two = {stamp.name for stamp in stages[-2:]}
+    kept = stages[:-1] if len(stages) >= 2 and last_two == {DrainState.REFUSED.value} else stages
+    return (*kept, Stamp(DrainState.REFUSED.value, now.ledger_ms))
 
 
 def _how(settings: Settings, now: Now, wish: _Wish) -> tuple[DrainMode, int, str]:

@@ -233,3 +233,21 @@ def test_a_cordon_that_no_record_says_is_still_given_back_at_its_end() -> None:
     assert drain_of(store, "n2/gpu0").state is DrainState.DRAINED
     (region,) = store.records("budgets")
     assert [h.device for h in region.holds] == ["n2/gpu0"]
+
+
+def test_a_drain_that_waits_long_keeps_its_first_and_its_last_refusal() -> None:
+    """Protects: what is full may change each minute for weeks, and the record stays small."""
+    store = fleet(BudgetPolicy("region", 0.0, 1))
+    for device in ("n1/gpu0", "n1/gpu1"):
+        request(store, device)
+    store.settle()
+    begin = store.ledger
+    for number in range(20):
+        store.wait(60_000)
+        store.settings = quick(budgets=(BudgetPolicy(("vendor", "region")[number % 2], 0.0, 1),), breakers=())
+        store.settle()
+    waiting = drain_of(store, "n1/gpu1")
+    assert waiting.state is DrainState.REFUSED and waiting.budgets == ("region",)
+    assert [(s.name, s.at_ms - begin) for s in waiting.stages] == [
+        ("planned", 0), ("refused", 0), ("refused", 20 * 60_000)
+    ]  # fmt: skip
