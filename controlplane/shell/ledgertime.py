@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from controlplane.shell.states import Records
 from gridkeeper.decision import Now
 from gridkeeper.ports.clock import Clock
+
+
+def latest_written(region: Records) -> int:
+    """The latest ledger time in a region's accounts, breakers and budgets; 0: there is none. A leader that began before
+    it would not count what is wanted until then, since a breaker counts from its last change on."""
+    times = [held.record.since_ms for held in region.kind("accounts").values()]
+    times += (held.record.since_ms for held in region.kind("breakers").values())
+    times += (at for held in region.kind("breakers").values() for at in held.record.passed_ms)
+    times += (at for held in region.kind("budgets").values() for at in held.record.begun_ms)
+    return max(times, default=0)
 
 
 class LedgerTime:

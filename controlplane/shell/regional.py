@@ -11,7 +11,7 @@ from controlplane.domain.policies import decide_policy
 from controlplane.domain.region import MOST_AGAIN, STAGES, Decide, disjoint
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all, lead_loop
-from controlplane.shell.ledgertime import LedgerTime
+from controlplane.shell.ledgertime import LedgerTime, latest_written
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import Notices
 from controlplane.shell.policies import PolicyInForce
@@ -66,8 +66,7 @@ class RegionalLeader:
         self._policies = policies
         self._clock = clock
         self._steady_ms = steady_ms
-        booked = [v.record.since_ms for v in local.kind("accounts").values()]
-        self._time = LedgerTime(clock, max(booked, default=0))
+        self._time = LedgerTime(clock, latest_written(local))
         self._tickets = (
             Tickets(region, fence, self._actor, local, local_applier, desk, policies.settings, clock, self._time)
             if desk
