@@ -23,7 +23,7 @@ class Timings:
     fence_ms: int = 20_000
     takeover_ms: int = 35_000
     clock_ratio: float = 1.05
-    renewal_ms: int = 1_000
+    renewal_ms: int = 2_000
     heartbeat_ms: int = 1_000
     telemetry_ms: int = 1_000
     unreachable_ms: int = 10_000  # silence until a node counts as unreachable

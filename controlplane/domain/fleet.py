@@ -51,6 +51,7 @@ class FleetTable:
         self._rows: dict[DeviceId, int] = {}
         self._ids: list[DeviceId] = [DeviceId("")] * _FIRST_ROWS
         self._handed = np.zeros(_FIRST_ROWS, dtype=np.int64)
+        self._waiting: dict[int, tuple[int, bytes, int]] = {}  # first row -> rows, values, when sampled
         self.layout = 0
         """Grows whenever a row changes hands: state kept per row must then be looked at again."""
 
@@ -77,6 +78,7 @@ class FleetTable:
         if held is None:
             return
         start, devices = held
+        self._waiting.pop(start, None)
         for device in devices:
             self._rows.pop(device, None)
         rows = slice(start, start + len(devices))
@@ -137,15 +139,30 @@ class FleetTable:
             raise BadTelemetry(
                 f"telemetry.values: {len(values)} bytes where {rows} × {columns} float32 take {rows * columns * 4}"
             )
-        block = np.frombuffer(values, dtype="<f4").reshape(rows, columns)
-        if np.isinf(block).any():  # no sensor says that: not known
-            block = np.where(np.isinf(block), np.float32(np.nan), block)
-        span = slice(start, start + rows)
-        self._values[:, span] = block.T
-        index = np.arange(start, start + rows)
-        self._ring[index, self._taken[span] % self._keeps] = block
-        self._taken[span] += 1
-        self._seen[span] = seen_ms
+        if not rows:  # a node without devices has no rows: the next node's may begin there
+            return
+        if start in self._waiting:
+            self._settle()
+        self._waiting[start] = (rows, values, seen_ms)
+
+    def _settle(self) -> None:
+        """Put what came since the last look where it belongs: at once for all nodes, because per node it would cost
+        more than receiving it."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
+        counts = [rows for rows, _, _ in waiting.values()]
+        block = np.frombuffer(b"".join(values for _, values, _ in waiting.values()), dtype="<f4").reshape(-1, _COLUMNS)
+        infinite = np.isinf(block)
+        if infinite.any():  # no sensor says that: not known
+            block = np.where(infinite, np.float32(np.nan), block)
+        first = np.repeat(np.fromiter(waiting, np.int64, len(waiting)), counts)
+        ends = np.cumsum(counts)
+        index = first + np.arange(len(first)) - np.repeat(ends - counts, counts)
+        self._values[:, index] = block.T
+        self._ring[index, self._taken[index] % self._keeps] = block
+        self._taken[index] += 1
+        self._seen[index] = np.repeat([seen_ms for _, _, seen_ms in waiting.values()], counts)
 
     # -- reading --
 
@@ -162,15 +179,18 @@ class FleetTable:
     @property
     def seen_ms(self) -> NDArray[np.int64]:
         """When each row's sample was taken. A view."""
+        self._settle()
         return self._seen
 
     def column(self, metric: str) -> NDArray[np.float32]:
         """All rows of one metric. A view; raises ``KeyError``."""
+        self._settle()
         column: NDArray[np.float32] = self._values[COLUMN[metric]]
         return column
 
     def newer(self, after_ms: int) -> Rows:
         """Copies of the rows whose sample was taken after ``after_ms``, in the table's order."""
+        self._settle()
         rows = np.flatnonzero(self._used & (self._seen > after_ms))
         seen = self._seen[rows]
         newest = int(seen.max()) if len(rows) else after_ms
@@ -184,16 +204,19 @@ class FleetTable:
 
     def value(self, device: DeviceId, metric: str) -> float:
         """The newest value; NaN if not known."""
+        self._settle()
         row = self._rows.get(device)
         return float("nan") if row is None else float(self._values[COLUMN[metric], row])
 
     def seen(self, device: DeviceId) -> int | None:
         """When the newest sample was taken; None: there is none."""
+        self._settle()
         row = self._rows.get(device)
         return None if row is None or self._seen[row] == NEVER_MS else int(self._seen[row])
 
     def recent(self, device: DeviceId, metric: str) -> tuple[float, ...]:
         """The ring of one metric, oldest first."""
+        self._settle()
         row = self._rows.get(device)
         if row is None:
             return ()
