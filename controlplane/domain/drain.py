@@ -236,7 +236,7 @@ def _admit(
         stages=(*planned.stages, Stamp(DrainState.ADMITTED.value, now.ledger_ms)),
     )
     moved = health.moved(wish.held.record, HealthState.DRAINING, drain.reason, now.ledger_ms)
-    moved = replace(moved, rule=drain.rule, rule_version=drain.rule_version)
+    moved = replace(moved, rule=drain.rule, rule_version=drain.rule_version, before_unknown=wish.held.record.state)
     if wish.by_machine:
         moved = replace(moved, drained_ms=remembered(wish.held.record, settings.policy.drain, now.ledger_ms))
         batch.guards.update((guard.key, guard) for guard in breakers.admit(wish.device, batch.draft))

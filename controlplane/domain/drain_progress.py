@@ -171,7 +171,9 @@ def cancellation(
         if held.record.state is HealthState.DRAINING:
             found = bearing_on(state.memo.once(by_subject, state.findings), record.device)
             faulty = any(f.record.active and weighs_on_device(f.record) for f in found)
-            to = HealthState.DEGRADED if faulty else HealthState.HEALTHY
+            doubtful = held.record.before_unknown in (HealthState.PROBATION, HealthState.UNKNOWN)
+            well = HealthState.PROBATION if doubtful else HealthState.HEALTHY
+            to = HealthState.DEGRADED if faulty else well
             back = replace(
                 health.moved(back, to, f"drain {record.id} was cancelled by {actor}: {reason}", now.ledger_ms)
             )

@@ -20,6 +20,7 @@ from controlplane.domain.budget import Book
 from controlplane.domain.cordon import add_reason, drop_reasons
 from controlplane.domain.drain_progress import UNDER_WAY
 from controlplane.domain.health import OUT
+from controlplane.domain.repair_index import drains_of
 from controlplane.domain.scopes import devices_of
 from controlplane.domain.words import duration, listed, made_id, moment
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
@@ -193,13 +194,13 @@ def _requests(state: RegionState, window: Window, now: Now) -> Iterator[Decision
     """Ask for each device of the target that is in service, once: a drain of this window that was called off is not
     asked for again."""
     record, keys, draft = window.record, RegionKeys(state.region), Draft()
-    asked = {d.record.device for d in state.drains.values() if d.record.maintenance == record.id}
-    busy = {d.record.device for d in state.drains.values() if d.record.state in UNDER_WAY}
     wait_ms = max(0, record.from_ms - now.ledger_ms)
     wanted: list[str] = []
     for device in devices_of(state, record.target):
         held = state.health.get(device)
-        if held is None or held.record.state in OUT - {HealthState.PROBATION} or device in asked | busy:
+        if held is None or held.record.state in OUT - {HealthState.PROBATION}:
+            continue
+        if any(d.record.maintenance == record.id or d.record.state in UNDER_WAY for d in drains_of(state, device)):
             continue
         if device in state.drain_requests or keys.drain_request(device) in state.suspect_keys:
             continue

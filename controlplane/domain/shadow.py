@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from controlplane.domain.budget import Book
 from controlplane.domain.cost import Capacity, cost_of
 from controlplane.domain.evacuation import jobs_on
-from controlplane.domain.evidence import Finding, asks_out, is_level, rank
+from controlplane.domain.evidence import Finding, asks_out, is_fresh, rank, seen_ms
 from controlplane.domain.health import MACHINE, OUT
 from controlplane.domain.words import duration, listed, made_id
 from gridkeeper.decision import Decision, Draft, Guard, Now
@@ -65,7 +65,7 @@ def _counts(finding: Finding, everything: bool, settings: Settings, now: Now) ->
     record = finding.record
     if not record.active or not asks_out(record) or not (record.shadow or everything):
         return False
-    return is_level(record) or now.ledger_ms - record.observed_ms <= settings.policy.drain.evidence_ms
+    return is_fresh(record, settings.policy.drain.evidence_ms, now.ledger_ms)
 
 
 def _told(state: RegionState) -> dict[DeviceId, frozenset[str]]:
@@ -92,7 +92,7 @@ def _shadow(
     main, refusal, name = ranked[0], book.refusal(device), DrainId(made_id(device, "shadow", state.revision))
     if refusal is None:
         book.hold(device, HoldKind.DRAIN, name, Draft())  # on this book alone, to tell what would be used after it
-    age = max(0, now.ledger_ms - main.observed_ms)
+    age = max(0, now.ledger_ms - seen_ms(main))
     verdict = f"would be refused: {refusal.sentence}" if refusal else f"would be admitted, budgets {book.usage(device)}"
     watches = "it only watches" if main.shadow else "the policy is in shadow mode"
     source = f"rule {main.rule} v{main.rule_version}, and {watches}"

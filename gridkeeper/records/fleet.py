@@ -167,7 +167,7 @@ class HealthRecord:
     rule: str
     rule_version: int
     flaps: int
-    before_unknown: HealthState  # state to come back to when trustworthy evidence returns
+    before_unknown: HealthState  # state to come back to when trustworthy evidence returns; draining: what it was before
     trace: str
     tested_ms: int = 0  # ledger time of the newest passed self-test
     drained_ms: tuple[int, ...] = ()  # when machine drains of it began lately, for damping

@@ -180,6 +180,20 @@ def test_a_rule_in_shadow_mode_is_written_down_once_and_touches_nothing() -> Non
     assert len(told) == 2 and {k: v for k, v in store.items.items() if "/budgets/" in k or "/health/" in k} == before
 
 
+def test_shadow_evidence_that_was_seen_again_is_fresh() -> None:
+    """Protects: shadow mode says what would have been drained, by the same freshness as drains: the last sighting."""
+    store = fleet()
+    shadow = _shadowed(store)
+    stale = store.ledger - store.settings.policy.drain.evidence_ms - 1
+    store.write((store.keys.finding(shadow.id), replace(shadow, observed_ms=stale)))
+    store.settle()
+    assert not store.records("drains")
+    store.write((store.keys.finding(shadow.id), replace(shadow, observed_ms=stale, last_ms=store.ledger, count=2)))
+    store.settle()
+    (drain,) = store.records("drains")
+    assert drain.state is DrainState.SHADOW and drain.evidence_age_ms == 0
+
+
 def test_a_shadow_drain_hides_no_real_one() -> None:
     store = fleet()
     store.xid(G, 48)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from controlplane.domain.budget import limit_of
 from controlplane.domain.cordon import cordon, uncordon
+from controlplane.domain.drain import decide_drains
 from controlplane.domain.drain_progress import cancellation
 from controlplane.domain.region import decide_region
 from gridkeeper.decision import Versioned
@@ -329,6 +330,27 @@ def test_a_cancelled_drain_returns_its_places_and_is_not_repeated_on_the_same_ev
     store.xid(G, 95)
     store.settle(world())
     assert [d.state for d in store.records("drains")] == [DrainState.CANCELLED, DrainState.EVACUATING]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (HealthState.HEALTHY, HealthState.HEALTHY),
+        (HealthState.PROBATION, HealthState.PROBATION),
+        (HealthState.UNKNOWN, HealthState.PROBATION),
+    ],
+)
+def test_a_cancelled_drain_makes_no_device_healthy_that_was_not(before: HealthState, after: HealthState) -> None:
+    """Protects: who asks for a device and takes that back has not tested it, and has not seen it either."""
+    store = fleet()
+    store.settle()
+    store.write((store.keys.health(DeviceId(G)), replace(store.health(G), state=before, since_ms=store.ledger)))
+    request(store, G)
+    (admitted, *_) = decide_drains(store.state(), world(), store.settings, store.now)
+    assert store.apply(admitted) and store.health(G).state is HealthState.DRAINING
+    drain = store.state().drains[drains(store)[G].id]
+    assert store.apply(cancellation(store.state(), store.settings, drain, "ada", "let it be", store.now))
+    assert store.health(G).state is after
 
 
 def test_a_drain_record_that_only_says_cancelled_is_put_right_by_the_leader() -> None:
