@@ -25,7 +25,7 @@ from failover.checkpoint.manifest import (
 )
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.clock import Clock
-from gridkeeper.ports.jobs import CheckpointError, CheckpointStore, Manifest, ManifestFile
+from gridkeeper.ports.jobs import CheckpointDamaged, CheckpointError, CheckpointStore, Manifest, ManifestFile, Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +154,19 @@ class SimCheckpointStore:
         checked_digest(f"checkpoint {job} step {step}", digest)
         data = self.manifests.get((checked_job(job), step, digest))
         if data is None:
-            raise CheckpointError(f"checkpoint {job} step {step} ({digest}): no manifest")
-        return decode(data, job, step, digest)
+            raise CheckpointDamaged(f"checkpoint {job} step {step} ({digest}): no manifest")
+        try:
+            return decode(data, job, step, digest)
+        except CheckpointError as error:
+            raise CheckpointDamaged(str(error)) from error
 
-    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
+    async def verify(self, job: JobId, step: int, digest: str, pace: Pace | None = None) -> Manifest:
         manifest = await self.manifest(job, step, digest)
         for chunk, size in chunks_of(manifest).items():
+            if pace is not None:
+                await pace.spend(size)
             if len(await self.read_chunk(chunk)) != size:
-                raise CheckpointError(f"checkpoint {job} step {step}: chunk {chunk} has another length than {size}")
+                raise CheckpointDamaged(f"checkpoint {job} step {step}: chunk {chunk} has another length than {size}")
         return manifest
 
     async def fetch(self, job: JobId, step: int, digest: str, directory: Path) -> None:
@@ -175,7 +180,9 @@ class SimCheckpointStore:
         elif {p: f.data for p, f in self._tree.read(directory).items()} != {p: f.data for p, f in tree.items()}:
             raise CheckpointError(f"{directory}: it exists and holds other files; remove it to fetch step {step}")
 
-    async def copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str) -> int:
+    async def copy_from(
+        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
+    ) -> int:
         manifest = await source.manifest(job, step, digest)
         data = encode(manifest)
         decode(data, job, step, digest)
@@ -183,6 +190,8 @@ class SimCheckpointStore:
         for chunk, size in chunks_of(manifest).items():
             if digest_of(self.chunks.get(chunk, b"")) == chunk:
                 continue
+            if pace is not None:
+                await pace.spend(size)
             content = await source.read_chunk(chunk)
             if len(content) != size or digest_of(content) != chunk:
                 raise CheckpointError(f"checkpoint {job} step {step}: the source sent another content for {chunk}")
@@ -198,8 +207,8 @@ class SimCheckpointStore:
         checked_digest("chunk", digest)
         data = self.chunks.get(digest)
         if data is None:
-            raise CheckpointError(f"chunk {digest} is missing")
+            raise CheckpointDamaged(f"chunk {digest} is missing")
         if digest_of(data) != digest:
             del self.chunks[digest]
-            raise CheckpointError(f"chunk {digest} is altered: other content is stored under its name")
+            raise CheckpointDamaged(f"chunk {digest} is altered: other content is stored under its name")
         return data

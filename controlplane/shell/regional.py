@@ -18,6 +18,7 @@ from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state, region_state
 from controlplane.shell.tickets import Tickets
 from failover.checkpoint.replicate import Replicator
+from failover.checkpoint.scrubber import Scrubber
 from failover.domain.placement import decide_offers, decide_reservations, published_region
 from failover.domain.requests import decide_requests
 from gridkeeper.decision import ABSENT, Decision, Put
@@ -31,6 +32,7 @@ from gridkeeper.snapshot import Settings
 
 log = logging.getLogger("gridkeeper.regional")
 
+SCRUB_IDLE_MS = 1_000
 COPY_IDLE_MS = 500
 
 
@@ -47,6 +49,7 @@ class RegionalLeader:
         local_applier: Applier,
         world_applier: Applier,
         replicator: Replicator,
+        scrubber: Scrubber,
         notices: Notices,
         policies: PolicyInForce,
         clock: Clock,
@@ -62,6 +65,7 @@ class RegionalLeader:
         self._local_applier = local_applier
         self._world_applier = world_applier
         self._replicator = replicator
+        self._scrubber = scrubber
         self._notices = notices
         self._policies = policies
         self._clock = clock
@@ -85,6 +89,7 @@ class RegionalLeader:
                 lead_loop(f"moves of {self._region}", self._move, (self._local, self._world), self._clock)
             )
             group.create_task(self._copy())
+            group.create_task(self._scrub())
             if self._tickets:
                 group.create_task(self._tickets.run())
 
@@ -161,8 +166,27 @@ class RegionalLeader:
 
     async def _copy_once(self) -> bool:
         world = global_state(self._world)
-        decisions = await self._replicator.copy(world)
+        decisions = await self._replicator.copy(world, self._settings.policy.checkpoints.copy_bytes_per_s)
         grant = world.grants.get(self._region)
         if grant is None or not decisions:
             return False
         return await apply_all(decisions, self._world_applier, self._actor, None)
+
+    async def _scrub(self) -> None:
+        """Read this region's checkpoints again, for ever; what is damaged is replaced."""
+        while True:
+            if self._world.fresh:
+                try:
+                    await self._scrub_once()
+                except StoreError as error:
+                    log.warning("what is damaged in %s waits for the global store: %s", self._region, error)
+            await self._clock.sleep(SCRUB_IDLE_MS)
+
+    async def _scrub_once(self) -> None:
+        world = global_state(self._world)
+        grant = world.grants.get(self._region)
+        if grant is None or grant.record.term != self._fence.term:
+            return
+        policy = self._settings.policy.checkpoints
+        decisions = await self._scrubber.look(world, policy, self._time.now().ledger_ms)
+        await apply_all(decisions, self._world_applier, self._actor, None)

@@ -28,6 +28,7 @@ from controlplane.shell.silence import Beat
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
 from failover.checkpoint.replicate import Replicator
+from failover.checkpoint.scrubber import Scrubber
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT
 from gridkeeper.failpoint import Failpoints
@@ -121,7 +122,8 @@ class Replica:
             region, replica, self.table, self.ingest.streams, self.local, self.world, self._local_applier, clock, rng,
             self.policies.settings,
         )  # fmt: skip
-        self._replicator = Replicator(region, ports.checkpoints)
+        self._replicator = Replicator(region, ports.checkpoints, clock)
+        self._scrubber = Scrubber(region, ports.checkpoints.get(region), clock)
         self._notices = Notices(ports.notifier or LogNotifier())
         self.front = FrontDoor(
             region, replica, self.local, self.world, self._local_applier, self._world_applier,
@@ -254,7 +256,7 @@ class Replica:
         try:
             leader = RegionalLeader(
                 self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
-                self._replicator, self._notices, self.policies, self._ports.clock, self._beat.steady_ms,
+                self._replicator, self._scrubber, self._notices, self.policies, self._ports.clock, self._beat.steady_ms,
                 self._ports.tickets,
             )  # fmt: skip
             await leader.run()

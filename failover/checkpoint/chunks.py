@@ -7,9 +7,9 @@ import logging
 import zstandard
 
 from failover.checkpoint.blobs import BlobMissing, Blobs, Staged
-from failover.checkpoint.layout import FORMS, PACKED, PLAIN, chunk_name, damaged_name
+from failover.checkpoint.layout import FORMS, MANIFESTS, PACKED, PLAIN, chunk_name, damaged_name
 from failover.checkpoint.manifest import CHUNK_BYTES, digest_of
-from gridkeeper.ports.jobs import CheckpointError
+from gridkeeper.ports.jobs import CheckpointDamaged, CheckpointError
 
 log = logging.getLogger("gridkeeper.checkpoint")
 
@@ -76,8 +76,8 @@ class Chunks:
 
     def read(self, digest: str, size: int, what: str) -> tuple[str, bytes]:
         """Name and plain content, compared with the digest (and ``size``, unless -1). A form that is altered is moved
-        aside, so that the next writer of the same content stores it anew. Raises ``CheckpointError``, which ``what``
-        begins."""
+        aside, so that the next writer of the same content stores it anew. Raises ``CheckpointDamaged``, which
+        ``what`` begins."""
         spoilt = ""
         for form in self._usual:
             name = chunk_name(digest, form)
@@ -98,8 +98,10 @@ class Chunks:
                 spoilt = f"{error} is stored under its name"
             self._set_aside(digest, form)
         if spoilt:
-            raise CheckpointError(f"{what}: chunk {digest} is altered: {spoilt}")
-        raise CheckpointError(f"{what}: chunk {digest} is missing: {self._blobs} has none of that name")
+            raise CheckpointDamaged(f"{what}: chunk {digest} is altered: {spoilt}")
+        if not any(True for _ in self._blobs.walk(MANIFESTS)):
+            raise CheckpointError(f"{what}: chunk {digest} is missing; {self._blobs} is empty: is it the right store?")
+        raise CheckpointDamaged(f"{what}: chunk {digest} is missing: {self._blobs} has none of that name")
 
     def _set_aside(self, digest: str, form: str) -> None:
         try:

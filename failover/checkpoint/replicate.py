@@ -6,12 +6,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from failover.checkpoint.pace import TokenPace
 from failover.domain.indexes import LANDED, active_migrations
+from failover.domain.scrub import places
 from gridkeeper.decision import Decision, Put, Versioned, guards_of
 from gridkeeper.ids import JobId, RegionId
 from gridkeeper.keys import KEYS
+from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
-from gridkeeper.records.jobs import TERMINAL_JOB, GrantRecord, HeadRecord
+from gridkeeper.records.jobs import TERMINAL_JOB, CheckpointRecord, GrantRecord, HeadRecord
 from gridkeeper.snapshot import GlobalState
 
 log = logging.getLogger("gridkeeper.checkpoint")
@@ -47,42 +50,56 @@ def wanted_copies(world: GlobalState, region: RegionId) -> tuple[CopyTask, ...]:
     return tuple(sorted(tasks, key=lambda task: (not task.urgent, task.job)))
 
 
-def record_copy(head: Versioned[HeadRecord], region: RegionId, grant: Versioned[GrantRecord] | None) -> Decision:
-    """The head's checkpoint is verified in ``region`` too (global store). It compares the head's revision, and the
-    revision of the region's grant, under which its leader writes. Pure."""
+def record_copy(
+    head: Versioned[HeadRecord],
+    region: RegionId,
+    grant: Versioned[GrantRecord] | None,
+    kept: Versioned[CheckpointRecord] | None = None,
+) -> Decision:
+    """The head's checkpoint is verified in ``region`` too (global store). ``kept``: its record. It compares the head's
+    revision, and that of the region's grant, under which its leader writes. Pure."""
     record = head.record
     changed = replace(record, regions=(*record.regions, region))
-    put = Put(KEYS.head(record.job), changed, head.revision)
+    puts = [Put(KEYS.head(record.job), changed, head.revision)]
+    if kept is not None and kept.record.digest == record.digest and region not in places(kept.record):
+        more = replace(kept.record, regions=(*kept.record.regions, region))
+        puts.append(Put(KEYS.checkpoint(record.job, record.step), more, kept.revision))
     guards = guards_of([(KEYS.grant(region), grant)])
     sentence = f"checkpoint {record.job} step {record.step} ({record.digest[:12]}) is verified in {region} too"
-    return Decision("migrate.precopy", sentence, (put,), guards, f"job/{record.job}", (record.digest,), audit=False)
+    subject, evidence = f"job/{record.job}", (record.digest,)
+    return Decision("migrate.precopy", sentence, tuple(puts), guards, subject, evidence, audit=False)
 
 
 class Replicator:
     """Carries ``wanted_copies`` out for one region. ``stores``: every region's store, as reachable from here."""
 
-    def __init__(self, region: RegionId, stores: Mapping[RegionId, CheckpointStore]) -> None:
+    def __init__(self, region: RegionId, stores: Mapping[RegionId, CheckpointStore], clock: Clock) -> None:
         self._region = region
+        self._clock = clock
         self._stores = stores
         self._complained: dict[JobId, str] = {}
 
-    async def copy(self, world: GlobalState) -> Sequence[Decision]:
+    async def copy(self, world: GlobalState, bytes_per_s: int = 0) -> Sequence[Decision]:
         """Bring one checkpoint over and return the decision that records it; empty: nothing to do, or nothing that
-        can be read now. One at a time, so that what a migration waits for comes first in every round."""
+        can be read now. One at a time, so that what a migration waits for comes first in every round.
+        ``bytes_per_s``: limit of copies that no migration waits for; 0: none."""
         for task in wanted_copies(world, self._region):
-            failure = await self._bring(task)
+            failure = await self._bring(task, bytes_per_s)
             if failure:
                 self._complain(task, failure)
                 continue
             self._complained.pop(task.job, None)
-            return (record_copy(world.heads[task.job], self._region, world.grants.get(self._region)),)
+            key = KEYS.checkpoint(task.job, task.step).removeprefix(KEYS.prefix("checkpoints"))
+            grant = world.grants.get(self._region)
+            return (record_copy(world.heads[task.job], self._region, grant, world.checkpoints.get(key)),)
         return ()
 
-    async def _bring(self, task: CopyTask) -> str:
+    async def _bring(self, task: CopyTask, bytes_per_s: int) -> str:
         """Why the copy could not be made; "" when it is here and verified."""
         mine = self._stores.get(self._region)
         if mine is None:
             return f"no checkpoint store is configured for region {self._region}"
+        pace = None if task.urgent or not bytes_per_s else TokenPace(self._clock, bytes_per_s)
         failures: list[str] = []
         for source in task.sources:
             store = self._stores.get(source)
@@ -90,7 +107,7 @@ class Replicator:
                 failures.append(f"no checkpoint store is configured for region {source}")
                 continue
             try:
-                moved = await mine.copy_from(store, task.job, task.step, task.digest)
+                moved = await mine.copy_from(store, task.job, task.step, task.digest, pace)
             except CheckpointError as error:
                 failures.append(f"from {source}: {error}")
                 continue

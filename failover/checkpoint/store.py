@@ -16,7 +16,7 @@ from failover.checkpoint import files
 from failover.checkpoint.blobs import BlobMissing, Blobs
 from failover.checkpoint.chunks import Chunks
 from failover.checkpoint.directory import DirectoryBlobs
-from failover.checkpoint.layout import manifest_name
+from failover.checkpoint.layout import MANIFESTS, manifest_name
 from failover.checkpoint.manifest import (
     CHUNK_BYTES,
     MAX_MANIFEST_BYTES,
@@ -34,7 +34,7 @@ from failover.checkpoint.parallel import each, in_order, together
 from failover.checkpoint.target import Target, compare
 from failover.checkpoint.upload import Upload
 from gridkeeper.ids import Epoch, JobId
-from gridkeeper.ports.jobs import CheckpointError, CheckpointStore, Manifest, ManifestFile
+from gridkeeper.ports.jobs import CheckpointDamaged, CheckpointError, CheckpointStore, Manifest, ManifestFile, Pace
 
 T = TypeVar("T")
 
@@ -96,15 +96,18 @@ class BlobCheckpointStore:
         """See ``CheckpointStore.manifest``."""
         return await self._blocking(lambda: self._manifest(job, step, digest))
 
-    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
+    async def verify(self, job: JobId, step: int, digest: str, pace: Pace | None = None) -> Manifest:
         """See ``CheckpointStore.verify``."""
         manifest = await self.manifest(job, step, digest)
         what = f"checkpoint {job} step {step}"
 
-        def look(chunk: tuple[str, int]) -> None:
-            self._chunks.read(*chunk, what)
+        def look(chunk: tuple[str, int]) -> int:
+            return len(self._chunks.read(*chunk, what)[1])
 
-        await each(self._threads, self._width, look, chunks_of(manifest).items())
+        async with aclosing(in_order(self._threads, self._width, look, chunks_of(manifest).items())) as sizes:
+            async for size in sizes:
+                if pace is not None:
+                    await pace.spend(size)
         return manifest
 
     async def fetch(self, job: JobId, step: int, digest: str, directory: Path) -> None:
@@ -130,7 +133,9 @@ class BlobCheckpointStore:
             await asyncio.shield(asyncio.to_thread(target.discard))
             raise
 
-    async def copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str) -> int:
+    async def copy_from(
+        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
+    ) -> int:
         """See ``CheckpointStore.copy_from``. Chunks that are here are read and compared, not trusted."""
         await self._blocking(self._blobs.prepare)
         manifest = await source.manifest(job, step, digest)
@@ -140,17 +145,19 @@ class BlobCheckpointStore:
         wanted = iter(chunks_of(manifest).items())
         async with Upload(self._blobs, self._chunks, self._threads) as upload:
             while batch := tuple(islice(wanted, self._width)):
-                moved += sum(await together(self._bring(upload, source, *chunk) for chunk in batch))
+                moved += sum(await together(self._bring(upload, source, *chunk, pace) for chunk in batch))
                 await upload.advance()
         await self._blocking(lambda: self._seal(job, step, digest, data, upload.names))
         return moved
 
-    async def _bring(self, upload: Upload, source: CheckpointStore, chunk: str, size: int) -> int:
+    async def _bring(self, upload: Upload, source: CheckpointStore, chunk: str, size: int, pace: Pace | None) -> int:
         """How many bytes the source sent for a chunk."""
         present = await self._blocking(lambda: self._present(chunk, size))
         if present:
             upload.verified(chunk, present)
             return 0
+        if pace is not None:
+            await pace.spend(size)
         content = await source.read_chunk(chunk)
         if len(content) != size or digest_of(content) != chunk:
             raise CheckpointError(f"the source sent another content for chunk {chunk}")
@@ -187,8 +194,14 @@ class BlobCheckpointStore:
         try:
             data = self._blobs.read(name, MAX_MANIFEST_BYTES)
         except BlobMissing as error:
-            raise CheckpointError(f"checkpoint {job} step {step} ({digest}): no manifest: {error}") from error
-        return decode(data, job, step, digest)
+            missing = f"checkpoint {job} step {step} ({digest}): no manifest: {error}"
+            if any(True for _ in self._blobs.walk(MANIFESTS)):
+                raise CheckpointDamaged(missing) from error
+            raise CheckpointError(f"{missing}; the store is empty: is it the right one?") from error
+        try:
+            return decode(data, job, step, digest)
+        except CheckpointError as error:
+            raise CheckpointDamaged(str(error)) from error
 
 
 def _put_part(upload: Upload, directory: Path, piece: tuple[files.Found, int, int]) -> str:

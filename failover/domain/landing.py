@@ -76,6 +76,8 @@ def move_ownership(
     draft.put(KEYS.migration(record.id), moved, migration)
     draft.delete(KEYS.offer(record.id), offer)
     where = f"step {resume_step}" if head else "scratch"
+    if head and head.record.instead:
+        where += f" instead of {head.record.instead}"
     sentence = (
         f"{record.job} is owned by {offer.record.node} in {offer.record.region} at epoch {epoch}, "
         f"to go on from {where}: {record.reason}"

@@ -208,6 +208,16 @@ class PeerPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointPolicy:
+    """Each region reads its checkpoints again every ``scrub_every_ms``, at most ``scrub_bytes_per_s``, and copies those
+    of other regions ahead at most at ``copy_bytes_per_s`` (0: no limit; what a migration waits for has none)."""
+
+    scrub_every_ms: int = 7 * DAY_MS
+    scrub_bytes_per_s: int = 50_000_000
+    copy_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
     has been, and this is the built-in one or that of the configuration."""
@@ -231,3 +241,4 @@ class Policy:
     freeze_fraction: float = 0.5  # more nodes than this silent at once: the observer is what is broken
     probation_ms: int = 600_000
     repair_hold_ms: int = 60_000  # drained at least this long before clear evidence moves it on to probation
+    checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)

@@ -106,6 +106,19 @@ class CheckpointError(Exception):
     """A checkpoint that is incomplete, altered or cannot be stored; names job, step, file and what differs."""
 
 
+class CheckpointDamaged(CheckpointError):
+    """The store was read, and bytes of the checkpoint are missing or altered there. Storing or copying it again heals
+    it. A store that cannot be read, or shows nothing at all, raises ``CheckpointError``: nothing is known then."""
+
+
+class Pace(Protocol):
+    """A limit of bytes per second."""
+
+    async def spend(self, size_bytes: int) -> None:
+        """Returns when so many bytes may be moved."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
     path: str  # relative, "/" separated
@@ -137,20 +150,22 @@ class CheckpointStore(Protocol):
         ...
 
     async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:
-        """Raises ``CheckpointError`` if absent or altered."""
+        """Raises ``CheckpointDamaged`` if absent or altered, ``CheckpointError`` if the store cannot be read."""
         ...
 
-    async def verify(self, job: JobId, step: int, digest: str) -> Manifest:
-        """Every chunk present and equal to its digest, else ``CheckpointError``."""
+    async def verify(self, job: JobId, step: int, digest: str, pace: Pace | None = None) -> Manifest:
+        """Every chunk present and equal to its digest, else ``CheckpointDamaged``."""
         ...
 
     async def fetch(self, job: JobId, step: int, digest: str, directory: Path) -> None:
         """Write the checkpoint into ``directory`` (created; fsynced; appears whole or not at all), verifying."""
         ...
 
-    async def copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str) -> int:
+    async def copy_from(
+        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
+    ) -> int:
         """Bring a checkpoint over from another region, only the chunks that are missing here, and verify it. Returns
-        bytes moved."""
+        bytes moved. ``pace``: of what moves."""
         ...
 
     async def read_chunk(self, digest: str) -> bytes:

@@ -159,6 +159,7 @@ class HeadRecord:
     size_bytes: int
     regions: tuple[RegionId, ...]
     committed_ms: int
+    instead: str = ""  # of which newer checkpoint, and why; "" = it is the newest that was committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,9 @@ class CheckpointRecord:
     region: RegionId  # where it was written
     suspect: bool
     committed_ms: int
+    regions: tuple[RegionId, ...] = ()  # where else it was verified
+    damage: str = ""  # what is wrong with it, when no region has it whole; nothing resumes from it
+    expires_ms: int = 0  # marked for deletion from this ledger time on; 0: it is kept
 
 
 @dataclass(frozen=True, slots=True)

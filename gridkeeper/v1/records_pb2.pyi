@@ -2162,11 +2162,13 @@ class HeadRecord(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
     COMMITTED_MS_FIELD_NUMBER: _builtins.int
+    INSTEAD_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     step: _builtins.int
     digest: _builtins.str
     size_bytes: _builtins.int
     committed_ms: _builtins.int
+    instead: _builtins.str
     @_builtins.property
     def epoch(self) -> Global___Epoch: ...
     @_builtins.property
@@ -2181,10 +2183,11 @@ class HeadRecord(_message.Message):
         size_bytes: _builtins.int = ...,
         regions: _abc.Iterable[_builtins.str] | None = ...,
         committed_ms: _builtins.int = ...,
+        instead: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_ms", b"committed_ms", "digest", b"digest", "epoch", b"epoch", "job", b"job", "regions", b"regions", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_ms", b"committed_ms", "digest", b"digest", "epoch", b"epoch", "instead", b"instead", "job", b"job", "regions", b"regions", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2202,6 +2205,9 @@ class CheckpointRecord(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     SUSPECT_FIELD_NUMBER: _builtins.int
     COMMITTED_MS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     step: _builtins.int
     digest: _builtins.str
@@ -2209,8 +2215,12 @@ class CheckpointRecord(_message.Message):
     region: _builtins.str
     suspect: _builtins.bool
     committed_ms: _builtins.int
+    damage: _builtins.str
+    expires_ms: _builtins.int
     @_builtins.property
     def epoch(self) -> Global___Epoch: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -2222,10 +2232,13 @@ class CheckpointRecord(_message.Message):
         region: _builtins.str = ...,
         suspect: _builtins.bool = ...,
         committed_ms: _builtins.int = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        damage: _builtins.str = ...,
+        expires_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_ms", b"committed_ms", "digest", b"digest", "epoch", b"epoch", "job", b"job", "region", b"region", "size_bytes", b"size_bytes", "step", b"step", "suspect", b"suspect"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_ms", b"committed_ms", "damage", b"damage", "digest", b"digest", "epoch", b"epoch", "expires_ms", b"expires_ms", "job", b"job", "region", b"region", "regions", b"regions", "size_bytes", b"size_bytes", "step", b"step", "suspect", b"suspect"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chaos.simulate.checkpoints import FileData, MemoryTree, SimCheckpointStore
 from failover.checkpoint.replicate import Replicator, record_copy, wanted_copies
+from gridkeeper.clock import SystemClock
 from gridkeeper.decision import Guard, Put, Versioned
 from gridkeeper.ids import Epoch, JobId, MigrationId, RegionId, ReplicaId, Revision
 from gridkeeper.keys import KEYS
@@ -95,7 +96,7 @@ def test_copies_go_on_past_what_cannot_be_copied_and_are_recorded_one_by_one() -
         state = world(alpha=job("alpha"), beta=job("beta"))
         good = await stored(tree, east, "beta")
         state = replace(state, heads={JobId("alpha"): head("alpha", digest="0" * 64), JobId("beta"): good})
-        replicator = Replicator(WEST, {EAST: east, WEST: west})
+        replicator = Replicator(WEST, {EAST: east, WEST: west}, SystemClock())
         [decision] = await replicator.copy(state)
         assert "beta" in decision.sentence
         await west.verify(JobId("beta"), 10, good.record.digest)
@@ -114,10 +115,12 @@ def test_another_source_is_tried_when_one_cannot_be_reached() -> None:
         east.reachable = False
         both = replace(first, record=replace(first.record, regions=(EAST, NORTH)))
         state = replace(world(alpha=job("alpha")), heads={JobId("alpha"): both})
-        [decision] = await Replicator(WEST, {EAST: east, WEST: west, NORTH: north}).copy(state)
+        [decision] = await Replicator(WEST, {EAST: east, WEST: west, NORTH: north}, SystemClock()).copy(state)
         assert decision.subject == "job/alpha"
         north.reachable = False
-        assert await Replicator(WEST, {EAST: east, WEST: SimCheckpointStore(tree), NORTH: north}).copy(state) == ()
-        assert await Replicator(WEST, {EAST: east}).copy(state) == (), "a region without a store copies nothing"
+        stores = {EAST: east, WEST: SimCheckpointStore(tree), NORTH: north}
+        assert await Replicator(WEST, stores, SystemClock()).copy(state) == ()
+        alone = Replicator(WEST, {EAST: east}, SystemClock())
+        assert await alone.copy(state) == (), "a region without a store copies nothing"
 
     asyncio.run(story())
