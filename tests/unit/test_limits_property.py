@@ -13,12 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from controlplane.domain.breaker import reset
 from controlplane.domain.cordon import cordon, uncordon
 from controlplane.domain.region import STAGES, decide_region
-from gridkeeper.decision import Decision, Put
+from gridkeeper.decision import Decision, Put, Versioned
 from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, DrainPolicy
 from gridkeeper.records.faults import DrainRecord, DrainState, HoldKind
 from gridkeeper.records.fleet import EventKind, HealthRecord, HealthState
-from gridkeeper.records.limits import BreakerState
+from gridkeeper.records.limits import BreakerRecord, BreakerState
 from gridkeeper.snapshot import GlobalState
 from tests.unit.applier import EAST, RegionStore, quick
 from tests.unit.test_drains import request
@@ -45,6 +45,14 @@ POLICIES: tuple[dict[str, Any], ...] = (
 LIMITS: tuple[dict[str, int], ...] = ({"region": 4, "rack-rack-0": 2, "rack-rack-1": 2}, {"region": 2})
 
 
+OUT = frozenset(("draining", "drained", "repairing", "probation", "retired"))
+
+
+def covers(name: str, node: str) -> bool:
+    """Whether a region's or rack's budget or breaker is about the node."""
+    return name in ("region", f"rack-rack-{(int(node[1:]) - 1) % 2}")
+
+
 def name_of(number: int) -> str:
     return f"n{number // 4 + 1}/gpu{number % 4}"
 
@@ -61,6 +69,7 @@ class Limits(RuleBasedStateMachine):
         self.late: list[Decision] = []
         self.begun: dict[str, list[int]] = {}  # machine drains of each device since a human returned it
         self.times: list[int] = []  # when any drain began
+        self.passed: list[tuple[str, int]] = []  # node and time of each machine drain
 
     # -- what happens
 
@@ -74,6 +83,22 @@ class Limits(RuleBasedStateMachine):
         hit = (name_of((first + i) % SIZE) for i in range(count))
         self.store.commit(*(self.store.event(device, 79) for device in hit))
         self.act()
+
+    @rule(first=devices, restarted=st.booleans())
+    def after_a_burst(self, first: int, restarted: bool) -> None:
+        """A breaker opens and half-opens; then more fail within a minute, with another leader between them."""
+        self.burst(first, 6)
+        self.wait(6)
+        self.fault(first, 48)
+        if restarted:
+            self.restart()
+        self.fault((first + 2) % SIZE, 48)
+
+    @rule(number=devices, name=st.sampled_from(("region", "rack-rack-0")))
+    def record_lost(self, number: int, name: str) -> None:
+        """A budget's record is gone when the next device fails."""
+        self.store.write((KEYS.budget(name), None))
+        self.fault(number, 79)
 
     @rule(number=devices, times=st.integers(1, 3))
     def relapse(self, number: int, times: int) -> None:
@@ -164,9 +189,26 @@ class Limits(RuleBasedStateMachine):
         before = self.store.state()
         if not self.store.apply(decision):
             return False
+        for write in decision.writes:
+            if isinstance(write, Put) and isinstance(write.record, BreakerRecord):
+                self.check_breaker(write.record, before)
         for drain in self.admitted(decision):
             self.check_admission(drain, before)
         return True
+
+    def check_breaker(self, after: BreakerRecord, before: Any) -> None:
+        """It does not change before its time, nor closes on the burst that opened it."""
+        old = before.breakers[after.name].record if after.name in before.breakers else None
+        policy, age = self.store.settings.policy.breakers[0], self.store.ledger - (old.since_ms if old else 0)
+        if old is None or after.state is old.state or after.reason.startswith(("closed by ada", "the policy has no")):
+            return
+        if after.state is BreakerState.HALF_OPEN:
+            assert old.state is BreakerState.OPEN and age >= policy.cool_ms, "half-open too early"
+        if after.state is BreakerState.CLOSED:
+            assert old.state is BreakerState.HALF_OPEN and age >= policy.close_ms, "closed too early"
+            drains = [d.record for d in before.drains.values() if d.record.state is DrainState.REFUSED]
+            waiting = sum(f"breaker-{after.name}" in d.budgets and d.requested_by == "machine" for d in drains)
+            assert waiting <= policy.drains, "closed on the burst that opened it"
 
     @staticmethod
     def admitted(decision: Decision) -> Iterator[DrainRecord]:
@@ -186,20 +228,36 @@ class Limits(RuleBasedStateMachine):
                 continue
             assert record.limit == LIMITS[self.chosen][name]
             assert len({h.device for h in record.holds if h.kind is HoldKind.DRAIN}) <= record.limit, f"{name} exceeded"
-            if drain.device not in cordoned:
-                assert len({h.device for h in record.holds}) <= record.limit, f"{name} is full of cordons"
+            held_before = before.budgets[name].record.holds if name in before.budgets else ()
+            if drain.device in cordoned or any(h.device == drain.device for h in held_before):
+                continue  # it was out before, and takes no further place
+            assert len({h.device for h in record.holds}) <= record.limit, f"{name} is full of cordons"
+            gone = {h.device for h in self.store.records("health") if h.state.value in OUT} | cordoned
+            gone = {device for device in gone if covers(name, device.partition("/")[0])}
+            assert len(gone) <= record.limit, f"{name} exceeded by what its record forgot"
         held: HealthRecord = before.health[drain.device].record
         assert held.state is not HealthState.DRAINED, "drained twice"
         if drain.requested_by != "machine":
             return
+        self.passed.append((drain.node, now_ms))
         for breaker in policy.breakers:
             name = "region" if breaker.kind == "region" else f"rack-rack-{(int(drain.node[1:]) - 1) % 2}"
-            record = before.breakers.get(name)
-            if record is not None:
-                assert record.record.state is not BreakerState.OPEN, "drained through an open breaker"
+            self.check_passing(breaker, name, before.breakers.get(name))
         self.begun.setdefault(drain.device, []).append(now_ms)
         recent = [at for at in self.begun[drain.device] if at > now_ms - policy.drain.flap_ms]
         assert len(recent) <= policy.drain.flaps, "it comes back faster than the damping allows"
+
+    def check_passing(self, policy: BreakerPolicy, name: str, old: Versioned[BreakerRecord] | None) -> None:
+        """A machine drain was admitted with this breaker as it was before."""
+        now_ms, since = self.store.ledger, old.record.since_ms if old else 0
+        state = old.record.state if old else BreakerState.CLOSED
+        assert state is not BreakerState.OPEN, "drained through an open breaker"
+        machine = [d for d in self.store.records("drains") if d.requested_by == "machine" and covers(name, d.node)]
+        wanted = sum(1 for d in machine if d.planned_ms > max(now_ms - policy.within_ms, since))
+        assert wanted <= policy.drains, f"{wanted} are wanted in {name}, and it is not open"
+        if state is BreakerState.HALF_OPEN:
+            passed = [at for node, at in self.passed if covers(name, node) and at >= since]
+            assert sum(at > now_ms - policy.trickle_ms for at in passed) <= policy.trickle, f"{name} is half-open"
 
     # -- what holds at every revision
 
@@ -219,4 +277,4 @@ class Limits(RuleBasedStateMachine):
 
 
 TestLimits = Limits.TestCase
-TestLimits.settings = hypothesis_settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestLimits.settings = hypothesis_settings(max_examples=30, stateful_step_count=25, deadline=None)
