@@ -72,7 +72,7 @@ def report(path: Path, devices: int, window: Window, rule: Rule) -> tuple[column
         np.concatenate((frame["kind"].to_numpy(), np.full(len(away), columns.CODE[Cause.MAINTENANCE], np.int8))),
     )
     del frame
-    found = columns.measure(columns.resolve(rows, devices, window), rule, window)
+    found = columns.measure(columns.resolve(rows, devices, window), rule)
     below = [int(columns.availability_below(found, t.numerator, t.denominator).sum()) for t in TIERS]
     return found, below
 

@@ -10,10 +10,12 @@ import dataclasses
 import difflib
 import enum
 import math
+import re
 import types
 import typing
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,6 +30,7 @@ C = TypeVar("C")
 
 MAX_BYTES = 1024 * 1024
 _INVALID = object()
+_DECIMAL = re.compile(r"-?\d{1,12}(\.\d{1,9})?")
 
 
 class ConfigError(ValueError):
@@ -167,6 +170,8 @@ class _Reader:
             return int(node.value.replace("_", ""))
         if base is float and tag in ("int", "float"):
             return self._float(node, path)
+        if base is Fraction and tag in ("int", "float") and _DECIMAL.fullmatch(node.value):
+            return Fraction(node.value)  # of the text: a float would not be 99.95
         if isinstance(base, type) and issubclass(base, enum.Enum):
             words = tuple(str(member.value) for member in base)
             if node.value in words:
@@ -265,6 +270,7 @@ def _shown(node: yaml.Node) -> str:
 _WANTED: dict[Hashable, str] = {
     int: "a whole number, like 20000",
     float: "a number, like 0.25",
+    Fraction: "a decimal number, like 99.95",
     bool: "true or false",
     str: "a text",
 }

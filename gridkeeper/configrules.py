@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from gridkeeper.config import (
@@ -36,6 +37,10 @@ from gridkeeper.records.common import Label
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.selector import BadSelector
 from gridkeeper.selector import parse as parse_selector
+from gridkeeper.sla.contract import Commitment, Contract, Source
+from gridkeeper.sla.credit import Tier
+from gridkeeper.sla.measure import Rule as UptimeRule
+from gridkeeper.sla.months import BadMonth, zone_of
 from gridkeeper.storeurl import checked_url
 from gridkeeper.timings import Timings
 
@@ -231,6 +236,24 @@ def _command_line(value: str) -> None:
         raise Wrong(f"{value[:80]!r} is no command line: {error}; quote it as for a shell, or write builtin") from error
 
 
+def _percentage(value: Fraction) -> None:
+    """Seven decimals: beyond that a month's ms cannot be compared in 64 bits."""
+    if not 0 <= value <= 100 or (value * 10**7).denominator != 1:
+        raise Wrong(f"{float(value)} is no percentage with at most seven decimals, between 0 and 100")
+
+
+def _currency(value: str) -> None:
+    if not re.fullmatch(r"[A-Z]{3}", value):
+        raise Wrong(f"{value[:80]!r} is no code of a currency; use three capital letters, like USD")
+
+
+def _zone(value: str) -> None:
+    try:
+        zone_of(value)
+    except BadMonth as error:
+        raise Wrong(str(error).removeprefix("zone: ")) from error
+
+
 def between(least: float, most: float) -> Rule:
     """A number in [least, most]."""
 
@@ -341,11 +364,31 @@ RULES: dict[tuple[type, str], Rule] = {
     (Policy, "freeze_fraction"): between(0.0, 1.0),
     (Policy, "probation_ms"): between(0, 365 * _DAY),
     (Policy, "repair_hold_ms"): between(0, 365 * _DAY),
+    (Contract, "name"): Rule(_name),
+    (Contract, "provider"): Rule(_text),
+    (Contract, "customer"): Rule(_text),
+    (Contract, "currency"): Rule(_currency),
+    (Contract, "decimals"): between(0, 4),
+    (Contract, "zone"): Rule(_zone),
+    (Contract, "minimum_payout"): between(0, 1e12),
+    (Contract, "claim_days"): between(0, 3_650),
+    (Contract, "commitments"): Rule(lambda _: None, some=True),
+    (Source, "text"): Rule(_text),
+    (Source, "date"): Rule(_text),
+    (Commitment, "name"): Rule(_name),
+    (Commitment, "target"): Rule(_percentage),
+    (Commitment, "charge"): between(0, 1e12),
+    (Commitment, "select"): Rule(_selector),
+    (Tier, "below"): Rule(_percentage),
+    (Tier, "credit"): between(0, 100),
+    (UptimeRule, "minimum_ms"): between(0, _DAY),
 }
 
 UNIQUE: dict[tuple[type, str], str] = {
     (Policy, "rules"): "name",
     (Policy, "events"): "name",
     (Policy, "repeats"): "name",
+    (Contract, "commitments"): "name",
+    (Commitment, "tiers"): "below",
 }
 """(class, list field) -> the field by which its entries are told apart."""

@@ -22,6 +22,7 @@ NEEDS: dict[str, UserRole] = {
     "GetPolicy": UserRole.VIEWER,
     "PolicyHistory": UserRole.VIEWER,
     "Query": UserRole.VIEWER,
+    "LedgerEntries": UserRole.VIEWER,
     "Cordon": UserRole.OPERATOR,
     "Uncordon": UserRole.OPERATOR,
     "Drain": UserRole.OPERATOR,

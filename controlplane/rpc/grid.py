@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from controlplane.rpc import care_intents, drain_intents, explain, intents, moves, policies
 from controlplane.rpc.acts import Actor, checked_ttl
 from controlplane.rpc.jobspec import checked_spec, name
+from controlplane.rpc.ledger import LedgerPages
 from controlplane.rpc.listing import Pages, checked_kind, scene_of
 from controlplane.rpc.live import with_live
 from controlplane.rpc.objects import ObjectCache
@@ -46,6 +47,7 @@ class GridService:
         self._pages = Pages(views, self._cache)
         self._trail = AuditTrail(views, acts)
         self._queries = QueryDesk(views)
+        self._ledger = LedgerPages(views, acts)
         self._watches = Watches(views, self._cache, self._trail, clock)
         self._sampling = Sampling(views, clock)
 
@@ -226,6 +228,9 @@ class GridService:
             raise not_found("job", job, jobs.keys(), "in the grid")
         node, text = await self._acts.job_log(job, request.tail_bytes or DEFAULT_TAIL)
         return api_pb2.JobLogsResponse(node=node, text=text)
+
+    async def ledger_entries(self, request: api_pb2.LedgerRequest) -> api_pb2.LedgerResponse:
+        return await self._ledger.page(request)
 
     async def sla_status(self, request: api_pb2.SlaRequest) -> api_pb2.SlaResponse:
         table = self._cache.table(api_pb2.KIND_SLA, scene_of(self._views)).objects

@@ -1,4 +1,4 @@
-"""``gridkeeper sla status``."""
+"""``gridkeeper sla status``; the other commands of the group are in modules of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from gridkeeper.cli.columns import uptime
 from gridkeeper.cli.output import print_value
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
+from gridkeeper.cli.sla_report import contract, report
 from gridkeeper.cli.table import print_table
 from gridkeeper.cli.text import span
 from gridkeeper.client.plain import plain, word
@@ -18,7 +19,11 @@ TITLES = ("SCOPE", "UPTIME", "NOW", "UP", "DEGRADED", "DOWN", "EXCLUDED", "UNKNO
 
 @click.group()
 def sla() -> None:
-    """Uptime of the month so far."""
+    """Uptime of the month so far; what a contract says of a month (docs/sla.md)."""
+
+
+sla.add_command(report)
+sla.add_command(contract)
 
 
 @sla.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from gridkeeper.client import fanout, follow, samples
+from gridkeeper.client import fanout, follow, ledger, samples
 from gridkeeper.client.changes import Change
 from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
 from gridkeeper.client.replicas import Patience, Replicas
@@ -186,6 +186,10 @@ class GridClient:
             if old is None or view.account.sequence > old.account.sequence:
                 views[view.account.scope] = view
         return SlaListing(tuple(views[scope] for scope in sorted(views)), tuple(errors))
+
+    async def ledger(self, from_ms: int, until_ms: int, scope: str = "") -> ledger.LedgerListing:
+        """Entries that overlap [from_ms, until_ms) of a scope, or (ending with "/") of all that begin so; "": all."""
+        return await ledger.everything(self._all, from_ms, until_ms, scope)
 
     async def info(self) -> tuple[ReplicaStatus, ...]:
         """Each replica of each region, asked one by one; never raises for one that is away."""

@@ -60,7 +60,7 @@ class Report:
     down_ms: Ints
     excluded_ms: Ints
     raw_down_ms: Ints
-    elapsed_ms: int
+    elapsed_ms: Ints
     exclude: Exclude
 
     @property
@@ -70,22 +70,26 @@ class Report:
         return self.elapsed_ms - excluded
 
 
-def resolve(rows: Statements, scopes: int, window: Window) -> Segments:
-    """As ``spans.resolve`` for each of the scopes 0..scopes-1. Raises ``ValueError`` when they or the window are too
-    many for a key of 64 bits."""
+def resolve(rows: Statements, scopes: int, window: Window, since_ms: Ints | None = None) -> Segments:
+    """As ``spans.resolve`` for each of the scopes 0..scopes-1. ``since_ms``: the beginning of each one's window, where
+    it is later than the window's. Raises ``ValueError`` when they or the window are too many for a key of 64 bits."""
     width = window.elapsed_ms
     if not 0 < width < 1 << _BITS:
         raise ValueError(f"window: {width} ms; it must be longer than nothing and shorter than {1 << _BITS} ms")
     if not 0 < scopes <= MAX_SCOPES:
         raise ValueError(f"scopes: {scopes}; there must be between 1 and {MAX_SCOPES}")
+    since = np.zeros(scopes, np.int64) if since_ms is None else np.maximum(since_ms - window.from_ms, 0)
+    if since.max() >= width:
+        raise ValueError(f"since_ms: {since.max() + window.from_ms}; it must be before the window's end")
     begin = np.clip(rows.from_ms, window.from_ms, window.until_ms) - window.from_ms
+    begin = np.maximum(begin, since[rows.scope])
     end = np.clip(rows.until_ms, window.from_ms, window.until_ms) - window.from_ms
     kept = np.flatnonzero(begin < end)
     all_scopes = np.arange(scopes, dtype=np.int64)
     base, gap = rows.scope[kept] << _BITS, all_scopes << _BITS
     # Sorted by (scope, time) in one key; each scope is framed by a statement that says nothing, so it has a row.
     # A ledger's entries follow each other, so edge beside edge they are sorted but for a few: that sort is linear.
-    keys = np.concatenate((np.column_stack((base | begin[kept], base | end[kept])).ravel(), gap, gap | width))
+    keys = np.concatenate((np.column_stack((base | begin[kept], base | end[kept])).ravel(), gap | since, gap | width))
     kinds = rows.kind[kept] + 1
     framed = np.full(scopes, _GAP + 1, np.int8)
     signed = np.concatenate((np.column_stack((kinds, -kinds)).ravel(), framed, -framed))
@@ -116,7 +120,7 @@ def _active(signed: Codes, code: int, at: Ints) -> Mask:
     return np.asarray(np.cumsum(change, dtype=np.int32)[at] > 0)
 
 
-def measure(segments: Segments, rule: Rule, window: Window) -> Report:
+def measure(segments: Segments, rule: Rule) -> Report:
     """As ``measure.measure`` and ``spans.totals_of`` for each scope."""
     length = segments.until_ms - segments.from_ms
     table = np.empty((len(CLASSES), len(_CAUSES)), np.int8)
@@ -128,15 +132,16 @@ def measure(segments: Segments, rule: Rule, window: Window) -> Report:
             table[row, column] = words.index(counted_as(uptime, cause, rule))
     counts = table[segments.uptime, segments.cause]
     excluded = _per_scope(np.where(counts == words.index(Counts.EXCLUDED), length, 0), segments)
-    whole = window.elapsed_ms - (excluded if rule.exclude is Exclude.BOTH else np.zeros_like(excluded))
+    elapsed = _per_scope(length, segments)
+    whole = elapsed - (excluded if rule.exclude is Exclude.BOTH else np.zeros_like(excluded))
     down = _counted(segments, counts == words.index(Counts.DOWN), rule)
     raw = _counted(segments, raws[segments.uptime], rule)
     return Report(
         _totals(segments, length),
         np.minimum(down, whole),
         excluded,
-        np.minimum(raw, window.elapsed_ms),
-        window.elapsed_ms,
+        np.minimum(raw, elapsed),
+        elapsed,
         rule.exclude,
     )
 

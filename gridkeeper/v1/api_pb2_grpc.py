@@ -154,6 +154,11 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.QueryRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.QueryResponse.FromString,
                 _registered_method=True)
+        self.LedgerEntries = channel.unary_unary(
+                '/gridkeeper.v1.Grid/LedgerEntries',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.LedgerRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.LedgerResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -310,6 +315,13 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LedgerEntries(self, request, context):
+        """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -432,6 +444,11 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.Query,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.QueryRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.QueryResponse.SerializeToString,
+            ),
+            'LedgerEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.LedgerEntries,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.LedgerRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.LedgerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1082,6 +1099,33 @@ class Grid:
             '/gridkeeper.v1.Grid/Query',
             gridkeeper_dot_v1_dot_api__pb2.QueryRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.QueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LedgerEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/LedgerEntries',
+            gridkeeper_dot_v1_dot_api__pb2.LedgerRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.LedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,8 @@ class GridStub:
     PolicyHistory: _grpc.UnaryUnaryMultiCallable[_api_pb2.PolicyHistoryRequest, _api_pb2.PolicyHistoryResponse]
     Query: _grpc.UnaryUnaryMultiCallable[_api_pb2.QueryRequest, _api_pb2.QueryResponse]
     """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
+    LedgerEntries: _grpc.UnaryUnaryMultiCallable[_api_pb2.LedgerRequest, _api_pb2.LedgerResponse]
+    """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count."""
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -97,6 +99,8 @@ class GridAsyncStub(GridStub):
     PolicyHistory: _aio.UnaryUnaryMultiCallable[_api_pb2.PolicyHistoryRequest, _api_pb2.PolicyHistoryResponse]  # type: ignore[assignment]
     Query: _aio.UnaryUnaryMultiCallable[_api_pb2.QueryRequest, _api_pb2.QueryResponse]  # type: ignore[assignment]
     """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
+    LedgerEntries: _aio.UnaryUnaryMultiCallable[_api_pb2.LedgerRequest, _api_pb2.LedgerResponse]  # type: ignore[assignment]
+    """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count."""
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -273,5 +277,13 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.QueryResponse, _abc.Awaitable[_api_pb2.QueryResponse]]:
         """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
+
+    @_abc_1.abstractmethod
+    def LedgerEntries(
+        self,
+        request: _api_pb2.LedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.LedgerResponse, _abc.Awaitable[_api_pb2.LedgerResponse]]:
+        """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count."""
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

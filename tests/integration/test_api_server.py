@@ -28,7 +28,7 @@ from gridkeeper.identity import spiffe
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ids import JobId, NodeId, RegionId
 from gridkeeper.keys import KEYS
-from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.books import EntryRecord, UptimeClass
 from gridkeeper.records.faults import DrainState, IncidentState
 from gridkeeper.records.fleet import HealthState
 from gridkeeper.records.jobs import JobState
@@ -245,6 +245,27 @@ async def test_job_logs(client: GridClient, grid: FakeGrid) -> None:
     assert await client.job_logs("train", 7) == ("east-1", b"step 2\n")
     with pytest.raises(InvalidRequest, match="tail_bytes: 70000"):
         await client.job_logs("train", 70_000)
+
+
+async def test_the_ledger_is_read_a_page_at_a_time_from_both_stores(client: GridClient, grid: FakeGrid) -> None:
+    """Protects: what both sides of a contract count is complete, each entry once, and of the time that was asked."""
+    for scope, keys in (("device/east-1/gpu1", grid.keys), ("device/east-1/gpu10", grid.keys), ("job/train", KEYS)):
+        for number in range(1, 6):
+            entry = EntryRecord(scope, number, "2026-10", 10 * number, 10 * number + 10, UptimeClass.UP, "", ())
+            grid.put(keys.entry(scope, number), entry)
+    told = await client.ledger(0, 100)
+    assert [(entry.scope, entry.sequence) for entry in told.entries] == [
+        (scope, number)
+        for scope in ("device/east-1/gpu1", "device/east-1/gpu10", "job/train")
+        for number in range(1, 6)
+    ]
+    assert [entry.sequence for entry in (await client.ledger(20, 30, "device/east-1/gpu1")).entries] == [2]
+    assert {entry.scope for entry in (await client.ledger(0, 100, "job/")).entries} == {"job/train"}
+    with pytest.raises(InvalidRequest, match="until_ms: 5 is not after from_ms, 5"):
+        await client.ledger(5, 5)
+    grid.global_reachable = False
+    away = await client.ledger(0, 100)
+    assert len(away.entries) == 10 and "the global store's entries are missing" in away.partial[0]
 
 
 async def test_sla_status_and_explanations(client: GridClient, grid: FakeGrid) -> None:

@@ -17,7 +17,8 @@ from tests.fixtures.grid import FakeGrid
 
 RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
 READS = {
-    "List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples", "GetPolicy", "PolicyHistory", "Query"
+    "List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples", "GetPolicy", "PolicyHistory", "Query",
+    "LedgerEntries",
 }  # fmt: skip
 ADMINS = {"ApplyPolicy"}
 

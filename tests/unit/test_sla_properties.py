@@ -90,10 +90,14 @@ def test_availability_is_within_bounds_and_exclusions_do_not_worsen_it(
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.one_of(spans, exclusions)), max_size=24)
 
+SINCE = st.lists(st.integers(9 * MINUTE, WINDOW.until_ms - 1), min_size=4, max_size=4)
+
 
 @settings(max_examples=200)
-@given(ROWS, rules)
-def test_the_columns_agree_with_the_exact_path(rows: list[tuple[int, Span | Exclusion]], rule: Rule) -> None:
+@given(ROWS, rules, SINCE)
+def test_the_columns_agree_with_the_exact_path(
+    rows: list[tuple[int, Span | Exclusion]], rule: Rule, since: list[int]
+) -> None:
     scopes = 4
     statements = columns.Statements(
         np.array([scope for scope, _ in rows], np.int64),
@@ -101,12 +105,14 @@ def test_the_columns_agree_with_the_exact_path(rows: list[tuple[int, Span | Excl
         np.array([row.until_ms for _, row in rows], np.int64),
         np.array([columns.CODE[row.uptime if isinstance(row, Span) else row.cause] for _, row in rows], np.int8),
     )
-    report = columns.measure(columns.resolve(statements, scopes, WINDOW), rule, WINDOW)
+    report = columns.measure(columns.resolve(statements, scopes, WINDOW, np.array(since, np.int64)), rule)
     below = columns.availability_below(report, 9, 10)
     for scope in range(scopes):
         own = [row for index, row in rows if index == scope]
         pieces = resolve(
-            [row for row in own if isinstance(row, Span)], [row for row in own if isinstance(row, Exclusion)], WINDOW
+            [row for row in own if isinstance(row, Span)],
+            [row for row in own if isinstance(row, Exclusion)],
+            Window(max(WINDOW.from_ms, since[scope]), WINDOW.until_ms),
         )
         exact, totals = measure(pieces, rule), totals_of(pieces)
         assert [int(ms) for ms in report.totals[scope]] == [getattr(totals, f"{kind.value}_ms") for kind in UptimeClass]

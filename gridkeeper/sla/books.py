@@ -1,0 +1,105 @@
+"""A month's entries as columns, from Parquet or from the grid; and the window's state of each scope in them. Pure but
+for reading the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from gridkeeper.configfile import ConfigError
+from gridkeeper.records.books import EntryRecord, UptimeClass
+from gridkeeper.sla.columns import CODE, KINDS, Statements
+
+SCHEMA: dict[str, pl.DataType] = {
+    "scope": pl.String(),
+    "sequence": pl.Int64(),
+    "from_ms": pl.Int64(),
+    "until_ms": pl.Int64(),
+    "uptime": pl.String(),
+    "reason": pl.String(),
+    "refs": pl.List(pl.String),
+}
+"""Columns of a ledger's Parquet file: the entries' fields."""
+
+
+def frame_of(entries: Iterable[EntryRecord]) -> pl.DataFrame:
+    """In order of scope and time."""
+    rows = [
+        (e.scope, e.sequence, e.from_ms, e.until_ms, e.uptime.value, e.reason, list(e.refs))
+        for e in sorted(entries, key=lambda e: (e.scope, e.from_ms, e.sequence))
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def read_frame(path: str | Path) -> pl.DataFrame:
+    """Raises ``ConfigError``: it cannot be read, or is no ledger."""
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from error
+    for name, kind in SCHEMA.items():
+        if name not in frame.columns:
+            raise ConfigError(f"{path}: {name}: this column is missing; a ledger has {', '.join(SCHEMA)}")
+        if frame.schema[name] != kind:
+            raise ConfigError(f"{path}: {name}: is {frame.schema[name]}; it must be {kind}")
+    known = [kind.value for kind in UptimeClass]
+    strange = frame.filter(~pl.col("uptime").is_in(known))
+    if strange.height:
+        raise ConfigError(f"{path}: uptime: {strange['uptime'][0]!r} is none of {', '.join(known)}")
+    backwards = frame.filter(pl.col("until_ms") < pl.col("from_ms"))
+    if backwards.height:
+        row = backwards.row(0, named=True)
+        raise ConfigError(f"{path}: {row['scope']}: until_ms {row['until_ms']} is before from_ms {row['from_ms']}")
+    return frame.select(*SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Statements about ``subjects`` (their index is the scope), and which scopes of the ledger each is made of."""
+
+    subjects: tuple[str, ...]
+    rows: Statements
+    members: Mapping[str, tuple[str, ...]]
+    since_ms: Mapping[str, int]  # from when on there is a ledger of them; 0: from before these entries
+
+
+def grouped(frame: pl.DataFrame, subject_of: Mapping[str, str]) -> Grouped:
+    """``subject_of``: ledger scope -> what it is measured as (itself, or a device's node). Where the members of one
+    subject differ, the class that comes first in ``spans.CLASSES`` holds."""
+    subjects = tuple(sorted(set(subject_of.values())))
+    index = {subject: number for number, subject in enumerate(subjects)}
+    members: dict[str, list[str]] = {}
+    for scope, subject in sorted(subject_of.items()):
+        members.setdefault(subject, []).append(scope)
+    mapping = pl.DataFrame(
+        {"scope": list(subject_of), "index": [index[subject] for subject in subject_of.values()]},
+        schema={"scope": pl.String, "index": pl.Int64},
+    )
+    rows = frame.select("scope", "from_ms", "until_ms", "uptime").join(mapping, on="scope")
+    codes = rows["uptime"].replace_strict(
+        [kind.value for kind in UptimeClass], [CODE[kind] for kind in UptimeClass], return_dtype=pl.Int8
+    )
+    statements = Statements(
+        rows["index"].to_numpy(), rows["from_ms"].to_numpy(), rows["until_ms"].to_numpy(), codes.to_numpy()
+    )
+    began = dict(frame.filter(pl.col("sequence") == 1).select("scope", "from_ms").iter_rows())
+    since = {subject: min(began.get(scope, 0) for scope in found) for subject, found in members.items()}
+    return Grouped(subjects, statements, {subject: tuple(found) for subject, found in members.items()}, since)
+
+
+def with_exclusions(rows: Statements, exclusions: Sequence[tuple[int, int, int, int]]) -> Statements:
+    """``exclusions``: (scope, from ms, until ms, code of ``KINDS``)."""
+    if not exclusions:
+        return rows
+    more = np.array(exclusions, np.int64)
+    assert more[:, 3].max() < len(KINDS), "a code is an index into KINDS"
+    return Statements(
+        np.concatenate((rows.scope, more[:, 0])),
+        np.concatenate((rows.from_ms, more[:, 1])),
+        np.concatenate((rows.until_ms, more[:, 2])),
+        np.concatenate((rows.kind, more[:, 3].astype(np.int8))),
+    )
