@@ -7,6 +7,7 @@ both may be one cluster.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gridkeeper.ids import DeviceId, EventId, JobId, MigrationId, NodeId, RegionId, ReplicaId, SpoolId
 from gridkeeper.records import books, care, faults, fleet, jobs, limits, policy
@@ -15,6 +16,7 @@ ROOT = "/gridkeeper/v1"
 GLOBAL = f"{ROOT}/global/"
 
 
+@lru_cache(maxsize=64)
 def region_root(region: RegionId) -> str:
     """Prefix of everything in a region's store."""
     return f"{ROOT}/region/{region}/"

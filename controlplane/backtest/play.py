@@ -20,19 +20,22 @@ from controlplane.domain.assess import decide_health
 from controlplane.domain.cordon import uncordon
 from controlplane.domain.detect import decide_detection
 from controlplane.domain.drain import decide_drains
-from controlplane.domain.evidence import ACTION_RANK
+from controlplane.domain.drain_progress import OPEN, UNDER_WAY
+from controlplane.domain.evidence import ACTION_RANK, calls_out, is_level
 from controlplane.domain.health import hold_ms
 from controlplane.domain.region import disjoint
+from controlplane.domain.repeats import sticky_until_ms
 from controlplane.domain.rulefindings import finding_for
 from gridkeeper.catalogue.judge import judge
 from gridkeeper.catalogue.model import JobEffect
 from gridkeeper.decision import Decision, Now
 from gridkeeper.ids import DeviceId, EventId, RegionId, SpoolId
 from gridkeeper.keys import event_id
-from gridkeeper.policy.model import Consent, Policy, RepairPolicy
+from gridkeeper.policy.model import Consent, Mode, Policy, RepairPolicy
 from gridkeeper.records.common import Action
-from gridkeeper.records.faults import DrainRecord, DrainState
+from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord
 from gridkeeper.records.fleet import EventRecord, HealthRecord, HealthState
+from gridkeeper.records.limits import BreakerState
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 from gridkeeper.timings import Timings
 
@@ -49,8 +52,12 @@ REPAIRER = "repair-shop"
 SPOOL = SpoolId("trace")
 MAX_ROUNDS = 64
 GRACE_MS = 1
-_NO_HOLD = frozenset({HealthState.HEALTHY, HealthState.DRAINING, HealthState.DRAINED, HealthState.RETIRED})
+_NO_HOLD = frozenset(
+    {HealthState.HEALTHY, HealthState.UNKNOWN, HealthState.DRAINING, HealthState.DRAINED, HealthState.RETIRED}
+)
 """States that time alone does not end."""
+_PLANNED_FOR = frozenset({HealthState.SUSPECT, HealthState.DEGRADED, HealthState.DRAINING})
+_OPEN_DRAINS = OPEN | UNDER_WAY
 _WORLD = GlobalState()
 ACT = ""
 _Decide = Callable[[RegionState, Settings, Now], tuple[Decision, ...] | Decision | None]
@@ -95,8 +102,8 @@ class Player:
         self._settings = Settings(Timings(), replayed(policy))
         self._detect = self._act = False
         self._judge: set[str] = set()
-        self._timers: list[tuple[int, str]] = []
-        self._armed: set[tuple[int, str]] = set()
+        self._timers: list[tuple[int, str, bool]] = []  # (when, subject or ACT, is a hold of the health machine)
+        self._armed: set[tuple[int, str, bool]] = set()
         self._repairs: list[tuple[int, DeviceId, str]] = []
         self._sequence = 0
         self._index: dict[EventId, int] = {}
@@ -124,10 +131,11 @@ class Player:
             while self._timers and self._timers[0][0] <= self.region.now_ms:
                 timer = heapq.heappop(self._timers)
                 self._armed.discard(timer)
-                if timer[1] == ACT:
+                _, subject, hold = timer
+                if subject == ACT:
                     self._act = True
-                elif timer[1] in self.region.hot:
-                    self._judge.add(timer[1])
+                elif subject in self.region.hot and not (hold and self._state_of(subject) in _NO_HOLD):
+                    self._judge.add(subject)
             self._settle()
             self.region.cool()
         return self._outcome(until)
@@ -144,21 +152,43 @@ class Player:
         return min(times, default=None)
 
     def _settle(self) -> None:
-        """Until nothing is left to decide. A step whose grounds have not changed is not asked again: devices are judged
-        when something was written about them, or when a hold of theirs is over."""
+        """Until nothing is left to decide, in the leader's order: detect, judge, act, and again. A step whose grounds
+        have not changed is not asked again: devices are judged when something was written about them, or when a hold
+        of theirs is over."""
+        region, judged = self.region, False
         for _ in range(MAX_ROUNDS):
-            self._judge |= self.region.touched
-            self.region.touched.clear()
+            self._judge |= region.touched
+            region.touched.clear()
             if self._detect:
-                self._detect = self._take(decide_detection)
-            elif self._judge:
+                self._detect, judged = self._take(decide_detection), False
+            elif self._judge and not judged:
                 subjects, self._judge = tuple(self._judge), set()
                 self._act |= self._take(decide_health, subjects)
-            elif self._act:
+                judged = True
+            elif self._act and self._may_drain():
                 self._act = self._take(_drains)
+            elif self._judge:
+                judged = False
             else:
+                self._act = False
                 return
-        raise Unsettled(f"still deciding after {MAX_ROUNDS} steps at {self.region.now_ms}: {list(self.region.hot)[:8]}")
+        raise Unsettled(f"still deciding after {MAX_ROUNDS} steps at {region.now_ms}: {list(region.hot)[:8]}")
+
+    def _state_of(self, device: str) -> HealthState:
+        return self.region.health(DeviceId(device)).state
+
+    def _may_drain(self) -> bool:
+        """Whether there is anything that planning drains could say something about. Asking is cheap, planning is not,
+        and most of what happens here (a card back from repair, a finding that has run out) leaves nothing to plan."""
+        region = self.region
+        return (
+            self._settings.policy.mode is not Mode.ACT
+            or bool(region.kind("drain-requests"))
+            or any(held.record.state in _PLANNED_FOR for held in region.kind("health").values())
+            or any(held.record.state in _OPEN_DRAINS for held in region.kind("drains").values())
+            or any(held.record.state is not BreakerState.CLOSED for held in region.kind("breakers").values())
+            or any(held.record.active and held.record.shadow for held in region.kind("findings").values())
+        )
 
     def _take(self, decide: _Decide, subjects: tuple[str, ...] | None = None) -> bool:
         """Whether anything was written."""
@@ -169,12 +199,13 @@ class Player:
             self._note()
         return bool(decisions)
 
-    def _arm(self, subject: str, *at_ms: int) -> None:
+    def _arm(self, subject: str, *at_ms: int, hold: bool = False) -> None:
         """Time alone may change what is decided about ``subject`` (ACT: about drains) then."""
         for at in at_ms:
-            if at > self.region.now_ms and (at, subject) not in self._armed:
-                self._armed.add((at, subject))
-                heapq.heappush(self._timers, (at, subject))
+            timer = (at, subject, hold)
+            if at > self.region.now_ms and timer not in self._armed:
+                self._armed.add(timer)
+                heapq.heappush(self._timers, timer)
 
     # -- what happens --
 
@@ -249,7 +280,7 @@ class Player:
                 case "drains" if record is not None:
                     self._drained(record)
                 case "findings" if record is not None:
-                    self._await_holds(record.device or record.node)
+                    self._found(record)
                 case "budgets" if record is not None and record.begun_ms:
                     windows = (p.window_ms for p in policy.budgets if p.window_ms)
                     self._arm(ACT, *(record.begun_ms[0] + window for window in windows))
@@ -263,17 +294,30 @@ class Player:
                 case _:
                     pass
 
-    def _await_holds(self, subject: str) -> None:
+    def _found(self, finding: FindingRecord) -> None:
         """Every hold of the health machine counts from the last change of a health record or of a finding."""
+        region, policy, subject = self.region, self._settings.policy, str(finding.device or finding.node)
+        now = region.now_ms
+        for device in (finding.device,) if finding.device else region.nodes.get(finding.node, ()):
+            held = region.kind("health").get(device)
+            if held is not None:
+                self._await_holds(held.record)
+        if finding.active and not is_level(finding) and not calls_out(finding):  # these do not end by time
+            until_ms = sticky_until_ms(region.kind("repeats"), finding)
+            self._arm(subject, now + policy.repair_hold_ms, now + policy.probation_ms, until_ms)
+
+    def _await_holds(self, record: HealthRecord) -> None:
         now, policy = self.region.now_ms, self._settings.policy
-        held = self.region.kind("health").get(subject)
-        flaps = held.record.flaps if held else 0
-        self._arm(subject, *(now + ms for ms in (policy.repair_hold_ms, policy.probation_ms, hold_ms(flaps, policy))))
+        if record.state is HealthState.REPAIRING:
+            self._arm(record.device, now + policy.repair_hold_ms, hold=True)
+        elif record.state is HealthState.PROBATION:
+            self._arm(record.device, now + policy.probation_ms, hold=True)
+        elif record.state not in _NO_HOLD:
+            self._arm(record.device, now + hold_ms(record.flaps, policy), hold=True)
 
     def _health(self, record: HealthRecord) -> None:
         now = self.region.now_ms
-        if record.state not in _NO_HOLD:
-            self._await_holds(record.device)
+        self._await_holds(record)
         held = self._state_since.get(record.device)
         if held is not None and held[0] is record.state:
             return

@@ -53,6 +53,8 @@ class VirtualRegion:
         self._labels: rowlabels.Inventory | None = None
         self._born = Revision(1)
         self._kinds: dict[str, dict[str, Versioned[Any]]] = {"detector": {"": self._versioned(DetectorRecord(1))}}
+        self._laid_out = 0
+        self._fields: dict[str, dict[str, Versioned[Any]]] = {}  # the kinds by the names of RegionState's fields
         self._bundles: dict[str, dict[tuple[str, str], Versioned[Any]]] = {}
         self._of: dict[str, dict[tuple[str, str], None]] = {}  # subject -> its names in the laid out kinds
         self._root = len(self.keys.root)
@@ -90,9 +92,10 @@ class VirtualRegion:
     def state(self, subjects: Iterable[str] | None = None) -> RegionState:
         """What decisions look at; valid until the next write. ``subjects``: devices and nodes that are to be judged;
         None: all that are laid out."""
-        kinds: dict[str, Any] = {
-            FIELDS.get(kind, kind): held for kind, held in self._kinds.items() if kind not in SINGLE
-        }
+        if len(self._kinds) != self._laid_out:
+            self._laid_out = len(self._kinds)
+            self._fields = {FIELDS.get(kind, kind): held for kind, held in self._kinds.items() if kind not in SINGLE}
+        kinds: dict[str, Any] = dict(self._fields)
         if subjects is not None:
             devices, nodes = self.kind("devices"), self.kind("nodes")
             kinds["devices"] = {name: devices[DeviceId(name)] for name in subjects if name in devices}

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 
 from controlplane.domain.budget import Refusal
 from controlplane.domain.health import MACHINE
@@ -42,6 +43,7 @@ REMEMBERED = 64
 """Times of what opened it that are kept in its record, for people."""
 
 
+@lru_cache(maxsize=1024)
 def threshold(policy: BreakerPolicy, total: int) -> int:
     """Machine drains that may be wanted within the window, of ``total`` devices; 0 for an unknown fleet."""
     return max(policy.drains, int(Fraction(str(policy.fraction)) * total)) if total > 0 else 0

@@ -25,6 +25,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 
 from controlplane.domain.health import OUT
 from controlplane.domain.scopes import FLEET, JOB, coverage, devices_of, of_budget, safe
@@ -42,6 +43,7 @@ _SHOWN = 6
 _OF_JOB = re.compile(r"job-[a-z0-9._-]+(.*)")
 
 
+@lru_cache(maxsize=1024)
 def limit_of(policy: BudgetPolicy, total: int) -> int:
     """Devices that may be out at once (or drains that may begin within the window), of ``total``."""
     if total <= 0:

@@ -119,6 +119,8 @@ def merged(old: tuple[str, ...], new: tuple[str, ...], most: int = MAX_EVIDENCE)
 
 def unreadable(state: RegionState) -> dict[str, str]:
     """Nodes and devices of which a record does not decode -> which one. What it stood for is unknown."""
+    if not state.suspect_keys:
+        return {}
     found: dict[str, str] = {}
     prefixes = {kind: RegionKeys(state.region).prefix(kind) for kind in ("events", "findings", "devices", "health")}
     for key in sorted(state.suspect_keys):

@@ -281,15 +281,17 @@ def _within(subject: str, outer: str) -> bool:
 
 def is_sticky(repeats: Mapping[str, Versioned[RepeatRecord]], finding: FindingRecord, at_ms: int) -> bool:
     """Whether a repeat rule still holds the finding at this time."""
+    return sticky_until_ms(repeats, finding) > at_ms
+
+
+def sticky_until_ms(repeats: Mapping[str, Versioned[RepeatRecord]], finding: FindingRecord) -> int:
+    """Until when (ledger time) a repeat rule holds the finding; 0: none does."""
     if not finding.code.startswith(PREFIX):
-        return False
+        return 0
     rule = finding.code.removeprefix(PREFIX)
     subject = f"job={finding.job}" if finding.job else slug(finding.device or finding.node)
-    return any(
-        held.record.sticky_until_ms > at_ms
-        for held in repeats.values()
-        if held.record.rule == rule and _within(held.record.subject, subject)
-    )
+    of_rule = (held.record for held in repeats.values() if held.record.rule == rule)
+    return max((record.sticky_until_ms for record in of_rule if _within(record.subject, subject)), default=0)
 
 
 def forget(counts: Counts, now: Now) -> None:

@@ -14,8 +14,8 @@ from controlplane.backtest.play import REPAIRER, Player, replayed
 from controlplane.backtest.trace import Fault, Trace, Truth
 from controlplane.domain.cordon import uncordon
 from gridkeeper.ids import DeviceId, NodeId, RegionId
-from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, Policy
-from gridkeeper.records.common import Action
+from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, Policy, RepeatPolicy
+from gridkeeper.records.common import Action, Severity
 from gridkeeper.records.fleet import EventKind, HealthState
 from gridkeeper.snapshot import Settings
 from gridkeeper.timings import Timings
@@ -137,9 +137,21 @@ FAULTS = st.lists(
 )
 
 
+def test_a_sticky_finding_ends_when_its_rule_lets_go_of_it_though_nothing_else_happens() -> None:
+    again = RepeatPolicy(
+        "again", "xid", 2, 600_000, Severity.WARNING, Action.WATCH, "seen again", codes=(999,), sticky_ms=300_000
+    )
+    faults = trace(fault(10, "n1/gpu0", 999), fault(100, "n1/gpu0", 999))
+    player = Player(faults, policy(repeats=(again,)), "p", REPAIR)
+    player.run()
+    held = player.region.health(DeviceId("n1/gpu0"))
+    ended_ms = NOON + 400_000 + 20_000  # the second hold is twice as long
+    assert (held.state, held.since_ms) == (HealthState.HEALTHY, ended_ms)
+
+
+@settings(max_examples=15, deadline=None)
 @pytest.mark.timeout(300)
 @given(FAULTS)
-@settings(max_examples=15, deadline=None)
 def test_looking_only_at_what_matters_decides_as_looking_at_everything_all_the_time(
     drawn: list[tuple[int, str, int]],
 ) -> None:
