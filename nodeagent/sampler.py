@@ -30,6 +30,9 @@ EVENT_WAIT_MS = 1_000  # one blocking wait: how long the driver's lock on the ev
 _INLINE_POLL_MS = 100
 _RETRY_FIRST_MS = 1_000
 HANDOVER_MS = 500
+MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading an answer raises that has another shape than the vendor documents. It makes this backend's devices
+unknown; it must not end the agent, which also holds jobs and the other backends."""
 _RETRY_MAX_MS = 30_000
 
 
@@ -176,7 +179,14 @@ class DeviceWatch:
             finally:
                 self._hung.discard(name)
             log.warning("A call to the %s driver (%s) came back after all.", self.backend.name, name)
-        return future.result()
+        try:
+            return future.result()
+        except MISREAD as error:
+            log.exception("The answer of the %s driver (%s) was not understood.", self.backend.name, name)
+            what = f"{type(error).__name__}: {error}"
+            raise BackendError(
+                f"{self.backend.name}: what it answered ({name}) is not understood ({what[:200]}); has its format changed?"
+            ) from error
 
     # -- what it means --
 

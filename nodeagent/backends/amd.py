@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,9 @@ log = logging.getLogger("gridkeeper.agent.amd")
 
 LISTS_MS = 60_000
 """How often bad pages and CPER records are listed: each costs a run of the tool."""
+
+MAX_ROW = 1_024
+"""Characters of a row of a table that are looked at."""
 
 _COUNTS = (("uncorrectable_count", UNCORRECTED, "uncorrectable"), ("deferred_count", DEFERRED, "deferred"),
            ("correctable_count", CORRECTED, "correctable"))  # fmt: skip
@@ -76,9 +80,9 @@ class ToolSource:
         self._tool = tool
 
     def static(self) -> list[dict[str, Any]]:
-        listed = {row.get("gpu"): row for row in self._rows("list", "--json")}
+        listed = {number(row.get("gpu")): row for row in self._rows("list", "--json")}
         rows = self._rows("static", "--asic", "--bus", "--vram", "--driver", "--limit", "--json")
-        return [{**row, "uuid": part(listed.get(row.get("gpu")), "uuid")} for row in rows]
+        return [{**row, "uuid": part(listed.get(number(row.get("gpu"))), "uuid")} for row in rows]
 
     def metric(self) -> list[dict[str, Any]]:
         return self._rows("metric", "--json")
@@ -213,13 +217,14 @@ class AmdVendor:
             self._lacks("ras --cper", error)
             return
         records: dict[str, tuple[str, str, list[str]]] = {}
+        alike: Counter[str] = Counter()
         for line in table.splitlines():
-            match = _CPER.match(line)
+            match = _CPER.match(line[:MAX_ROW])
             if match and match.group(2) in slots:
                 stamp, gpu, severity, _, afids = match.groups()
                 numbered = f"{stamp} {gpu} {severity} {afids.strip()}"
-                again = sum(1 for name in records if name.startswith(numbered))
-                records[f"{numbered} #{again}"] = (slots[gpu], severity, afids.split())
+                records[f"{numbered} #{alike[numbered]}"] = (slots[gpu], severity, afids.split())
+                alike[numbered] += 1
         for name in seen.fresh("cper", records):
             slot, severity, afids = records[name]
             words = _severity(severity)
@@ -251,7 +256,8 @@ def _severity(word_of_tool: str) -> str:
 
 
 def _values(row: dict[str, Any], limits: _Limits | None) -> dict[str, float]:
-    clocks = part(row, "clock") or {}
+    clocks = part(row, "clock")
+    clocks = clocks if isinstance(clocks, dict) else {}
     engines = [clocks[name] for name in clocks if str(name).lower().startswith("gfx_")]
     found: dict[str, float | None] = {
         "temperature": _first(part(row, "temperature", "hotspot"), part(row, "temperature", "edge")),

@@ -17,6 +17,9 @@ from gridkeeper.ports.devices import BackendError
 from nodeagent.backends.values import number
 from nodeagent.pci import normal_bus_id
 
+MAX_LINE = 1_024
+"""Characters of a line that are looked at: patterns are not linear in what they do not fit."""
+
 _VERSION = re.compile(r"\| npu-smi (\S{1,32})\s")
 _FIRST = re.compile(r"([0-9]{1,6})\s+(\S{1,32})\Z")
 _SECOND = re.compile(r"([0-9]{1,4})(?:\s+(?:[0-9]{1,6}|NA|-))?\Z")
@@ -100,7 +103,8 @@ def read_processes(text: str) -> dict[str, tuple[int, ...]]:
 
 def page(text: str) -> dict[str, str]:
     """The fields of a page like ``npu-smi info -t health``. Raises ``BackendError`` for one without any."""
-    fields = {match.group(1): match.group(2) for line in text.splitlines() if (match := _FIELD.match(line))}
+    lines = (line[:MAX_LINE] for line in text.splitlines())
+    fields = {match.group(1): match.group(2) for line in lines if (match := _FIELD.match(line))}
     if not fields:
         raise BackendError(f"npu-smi: prints no page that is known: {text[:80]!r}")
     return fields

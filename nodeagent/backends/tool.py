@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 
@@ -19,6 +19,12 @@ OUTPUT_LIMIT = 8 * 1024 * 1024
 KILL_S = 60.0
 """A tool that has not answered by then is killed. The sampler calls it a ``DRIVER_HANG`` long before
 (``driver_timeout_ms``); killing it only keeps hung processes from piling up."""
+
+
+ERRORS_KEPT = 4_096
+"""Bytes of what it says on standard error."""
+
+_CHUNK = 65_536
 
 
 class Tool:
@@ -42,11 +48,11 @@ class Tool:
         if path is None:
             raise BackendError(f"{self._command}: is not there; {self._remedy}")
         said = " ".join((self.name, *arguments))
-        with self._busy, tempfile.TemporaryFile() as errors:
+        with self._busy:
             try:
                 process = subprocess.Popen(
-                    [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=cwd,
-                    start_new_session=True, env=os.environ | {"LC_ALL": "C"},
+                    [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    cwd=cwd, start_new_session=True, env=os.environ | {"LC_ALL": "C"},
                 )  # fmt: skip
             except OSError as error:
                 raise BackendError(f"{said}: cannot be run ({error.strerror}); {self._remedy}") from error
@@ -55,9 +61,7 @@ class Tool:
             timer.daemon = True
             timer.start()
             try:
-                assert process.stdout is not None  # a pipe, as asked for
-                with process.stdout:
-                    output = process.stdout.read(OUTPUT_LIMIT + 1)
+                output, errors = _hear(process)
                 if len(output) > OUTPUT_LIMIT:
                     _kill(process, threading.Event())
                 code = process.wait()
@@ -68,10 +72,32 @@ class Tool:
             if len(output) > OUTPUT_LIMIT:
                 raise BackendError(f"{said}: prints more than {OUTPUT_LIMIT} bytes")
             if code != 0 and not any_end:
-                errors.seek(0)
-                why = " ".join((errors.read(4096) or output[-4096:]).decode("utf-8", "replace").split())
+                why = " ".join((errors or output[-ERRORS_KEPT:]).decode("utf-8", "replace").split())
                 raise BackendError(f"{said}: ends with {code}: {why[-300:] or 'no words'}")
         return output.decode("utf-8", "replace")
+
+
+def _hear(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """What it prints, until it prints no more or more than ``OUTPUT_LIMIT``, and the first words of its complaints. All
+    of these are read, so that a tool that complains without end neither blocks nor fills a disk."""
+    assert process.stdout is not None and process.stderr is not None  # pipes, as asked for
+    output, errors = bytearray(), bytearray()
+    with process.stdout as said, process.stderr as complained, selectors.DefaultSelector() as selector:
+        selector.register(said, selectors.EVENT_READ, output)
+        selector.register(complained, selectors.EVENT_READ, errors)
+        while said in selector.get_map() and len(output) <= OUTPUT_LIMIT:
+            for key, _ in selector.select():
+                chunk = os.read(key.fd, _CHUNK)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                elif key.data is output:
+                    output += chunk
+                else:
+                    errors += chunk[: max(0, ERRORS_KEPT - len(errors))]
+        os.set_blocking(complained.fileno(), False)
+        with contextlib.suppress(BlockingIOError):  # a last word that came with the end of the output
+            errors += os.read(complained.fileno(), ERRORS_KEPT)
+    return bytes(output), bytes(errors[:ERRORS_KEPT])
 
 
 def _kill(process: subprocess.Popen[bytes], late: threading.Event) -> None:

@@ -130,6 +130,27 @@ async def running(runner_kind: str, backend: FakeBackend | None = None) -> Async
 both = pytest.mark.parametrize("kind", ["thread", "inline"])
 
 
+class Misread(FakeBackend):
+    """Its tool's output has changed."""
+
+    def sample(self, devices: tuple[Device, ...]) -> NDArray[np.float32]:
+        if self.failure:
+            raise TypeError(self.failure)
+        return super().sample(devices)
+
+
+@both
+async def test_an_answer_of_another_shape_makes_devices_unknown_and_ends_nothing(kind: str) -> None:
+    async with running(kind, Misread()) as bench:
+        await bench.until(bench.watch.latest)
+        bench.backend.failure = "unhashable type: 'list'"
+        await bench.until(lambda: bench.watch.error)
+        assert "is not understood (TypeError: unhashable type: 'list')" in bench.watch.error
+        assert bench.watch.latest() is None
+        bench.backend.failure = ""
+        await bench.until(bench.watch.latest)
+
+
 @both
 async def test_samples_processes_and_events_come_through(kind: str) -> None:
     async with running(kind) as bench:

@@ -17,11 +17,13 @@ from gridkeeper.clock import SystemClock
 from gridkeeper.ports.devices import BackendError, Device, DeviceBackend
 from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN
+from nodeagent.backends.amd import AmdVendor, ToolSource
 from nodeagent.backends.ascend_tables import fault_codes, page, read_info, read_processes
 from nodeagent.backends.cambricon import read_table
 from nodeagent.backends.registry import make_backend
 from nodeagent.backends.tool import Tool
 from nodeagent.backends.values import generation, mib, number
+from nodeagent.conditions import Conditions
 from tests.fixtures.faketool import DATA, FAKES, FakeTool
 
 Opened = tuple[FakeTool, DeviceBackend, tuple[Device, ...]]
@@ -285,6 +287,49 @@ def test_a_tool_that_floods_or_never_answers_is_ended(tmp_path: Path) -> None:
         Tool(str(tool.path), "", kill_s=0.2).run("metric", "--json")
 
 
+def test_a_tool_that_complains_without_end_fills_no_disk(tmp_path: Path) -> None:
+    tool = tmp_path / "complainer"
+    tool.write_text("#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' 'w' >&2\necho last >&2\nexit 3\n")
+    tool.chmod(0o755)
+    with pytest.raises(BackendError, match="ends with 3: w{300}$"):
+        Tool(str(tool), "").run()
+
+
+def test_a_last_word_on_standard_error_is_heard(tmp_path: Path) -> None:
+    tool = tmp_path / "brief"
+    tool.write_text("#!/bin/sh\necho no driver >&2\nexit 3\n")
+    tool.chmod(0o755)
+    for _ in range(20):
+        with pytest.raises(BackendError, match="ends with 3: no driver$"):
+            Tool(str(tool), "").run()
+
+
+def test_rows_of_another_shape_are_not_taken_for_readings(amd: Opened) -> None:
+    """What a field holds may change with a version: a list for a table, a table for a number."""
+    tool, backend, devices = amd
+    for section in ("clock", "temperature", "power", "ecc_blocks", "throttle", "pcie"):
+        for odd in ([1], "N/A", {"value": {}}, 7):
+            rows = [{"gpu": 0, "usage": {"gfx_activity": 5}, section: odd}, {"gpu": {"value": [1]}}]
+            tool.say("metric --json", json.dumps({"gpu_data": rows}))
+            assert values(backend, devices, 0, "utilisation") == [5]
+    tool.say("list --json", json.dumps({"gpu_data": [{"gpu": [0], "uuid": "x"}]}))
+    assert [device.slot for device in backend.open()] == ["gpu0", "gpu1"]
+
+
+@pytest.mark.timeout(30)
+def test_a_long_list_of_cper_records_is_read_in_a_moment(tmp_path: Path) -> None:
+    """A card that reports without end must not look like a hung driver: the time grows as the list does."""
+    tool = FAKES["amd"](tmp_path / "tool")
+    vendor, seen, row = AmdVendor(ToolSource(Tool(str(tool.path), ""))), Conditions(EventKind.AMD, "amd"), CPER_ROW
+    vendor.cards()
+    for now_ms, count in ((0, 30_000), (60_000, 30_001)):
+        tool.say("ras", "".join(row.format(number) for number in range(count)))
+        vendor.read({"0": "gpu0"}, seen, now_ms)  # the pages
+        vendor.read({"0": "gpu0"}, seen, now_ms + 1)  # the records
+    assert [event.code for event in seen.take()] == [24]
+
+
+CPER_ROW = "2025/07/10 09:03:09  0       FATAL                fatal-{}.cper      24\n"
 TEXT = st.text(alphabet=st.sampled_from("|+-=/ 0123456789ABOKNabcxW%.:\n"), max_size=300)
 
 
