@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controlplane.backtest.trace import Drained, Fault, Trace
-from gridkeeper.ids import DeviceId
+from gridkeeper.ids import DeviceId, node_of
 from gridkeeper.records.common import Action
 
 
@@ -14,7 +14,8 @@ from gridkeeper.records.common import Action
 class Outcome:
     """Of one policy. Times in ms; ``out_ms``: device time out of service, ``degraded_ms``: in service but suspected of
     the worst. ``interruptions``: faults that end the job on a device in service; ``avoided``: those that fell on a
-    device which was out by then. ``held_back``: drains that a budget or a breaker refused at first."""
+    device which was out by then. ``held_back``: drains that a budget or a breaker refused at first. ``replayed`` False:
+    as recorded, where drains alone are told: what else is counted here is not known, and shown so."""
 
     policy: str
     devices: int
@@ -28,6 +29,7 @@ class Outcome:
     held_back: int
     incidents: int
     seconds: float = 0.0
+    replayed: bool = True
 
     @property
     def acted(self) -> tuple[Drained, ...]:
@@ -42,20 +44,21 @@ class Outcome:
 
 
 def as_recorded(trace: Trace) -> Outcome:
-    """What the grid really did while it was recorded, as far as its drains tell; what they do not tell is 0."""
+    """What the grid really did while it was recorded, as far as its drains tell."""
     out_ms = sum((d.back_ms or trace.until_ms) - d.admitted_ms for d in trace.recorded if d.admitted_ms)
     refused = sum(d.state == "refused" for d in trace.recorded)
     return Outcome(
         policy="as recorded", devices=len(trace.devices), span_ms=trace.until_ms - trace.from_ms,
         drains=tuple(sorted(trace.recorded, key=lambda d: (d.admitted_ms or d.wanted_ms, d.id))), out_ms=out_ms,
         degraded_ms=0, faults=len(trace.faults), interruptions=0, avoided=0, held_back=refused, incidents=0,
+        replayed=False,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Against labels. ``false_drains``: rest only on faults labelled false. ``missed``: positions of faults labelled
-    real after which their device was not drained within ``within_ms``. Lemons: labelled devices that were, or were not,
+    real after which their device (of a fault on the node: any device of it) was not drained within ``within_ms``. Lemons: labelled devices that were, or were not,
     drained at least once; ``marked``: those of the found that were to be replaced."""
 
     labelled_faults: int
@@ -113,16 +116,16 @@ def score(
         if truths == {"false"}:
             false.append(drain)
     first: dict[DeviceId, int] = {}
-    begun: dict[DeviceId, list[Drained]] = {}
+    begun: dict[str, list[Drained]] = {}  # by device, and by its node
     for drain in outcome.acted:
         first.setdefault(drain.device, drain.admitted_ms)
-        begun.setdefault(drain.device, []).append(drain)
+        for subject in (drain.device, node_of(drain.device)):
+            begun.setdefault(subject, []).append(drain)
     missed = tuple(
         i
         for i in labelled
         if faults[i].truth.value == "real"
-        and faults[i].device
-        and not any(_covers(drain, faults[i], within_ms) for drain in begun.get(faults[i].device, ()))
+        and not any(_covers(drain, faults[i], within_ms) for drain in begun.get(faults[i].device or faults[i].node, ()))
     )
     bad = sorted(device for device, lemon in lemons.items() if lemon)
     replaced = {drain.device for drain in outcome.acted if drain.action is Action.REPLACE}

@@ -32,10 +32,7 @@ def read_recording(directory: Path, region: str = "") -> Trace:
         owners = recording.read(directory, recording.OWNERSHIP)
         drains = recording.read(directory, recording.DRAINS)
         health = recording.read(directory, recording.HEALTH)
-        telemetry = recording.scan(directory, recording.TELEMETRY).select(
-            pl.col("at_ms").min().alias("first"), pl.col("at_ms").max().alias("last")
-        )
-        sampled = telemetry.collect().row(0)
+        sampled = _sampled(directory)
     except BadRecording as error:
         raise BadTrace(str(error)) from error
     chosen = _region(directory, inventory, region)
@@ -53,6 +50,16 @@ def read_recording(directory: Path, region: str = "") -> Trace:
         recorded=_drained(drains.filter(pl.col("region") == chosen), health, faults),
         telemetry=directory if sampled[0] is not None else None,
     )  # fmt: skip
+
+
+def _sampled(directory: Path) -> tuple[int | None, int | None]:
+    """When the first and the last sample were taken; None: there are none. Raises ``BadTrace``."""
+    ends = pl.col("at_ms").min().alias("first"), pl.col("at_ms").max().alias("last")
+    try:
+        first, last = recording.scan(directory, recording.TELEMETRY).select(*ends).collect().row(0)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BadTrace(f"{directory}/telemetry: {error}; remove the file that does not read") from error
+    return first, last
 
 
 def _region(directory: Path, inventory: pl.DataFrame, wanted: str) -> RegionId:

@@ -88,12 +88,12 @@ def backtest(
         trace = _trace(trace_path, region, inventory, devices, labels, classes)
         if against == RECORDED and not is_recording(Path(trace_path)):
             raise BadTrace(f"--against: {trace_path} is a CSV, which does not tell what was drained; name a policy")
+        new = _play(trace, policy, _name(policy_file), repair)
+        old = _play(trace, other, _name(against), repair) if other else as_recorded(trace) if against else None
     except (BadTrace, configfile.ConfigError) as error:
         for line in str(error).splitlines():
             print(f"gridkeeper: {line}", file=sys.stderr)
         return 1
-    new = _play(trace, policy, _name(policy_file), repair)
-    old = _play(trace, other, _name(against), repair) if other else as_recorded(trace) if against else None
     scored = score(new, trace.faults, trace.lemons, within)
     assumptions = [line.format(repair=span(repair)) for line in ASSUMED]
     if trace.telemetry:
@@ -118,7 +118,8 @@ def _policy(path: str) -> Policy:
 
 
 def _play(trace: Trace, policy: Policy, name: str, repair_ms: int) -> Outcome:
-    """What there is before it stays until after it, so the collector need not look through it again and again."""
+    """What there is before it stays until after it, so the collector need not look through it again and again. Raises
+    ``BadTrace`` for samples that do not read."""
     began = time.perf_counter()
     player = Player(trace, policy, name, repair_ms)
     gc.freeze()

@@ -13,6 +13,10 @@ from gridkeeper.cli.table import plain_lines
 from gridkeeper.cli.text import moment, span
 
 
+UNKNOWN = "?"
+"""For what a recording does not tell."""
+
+
 def percent(ratio: Fraction, digits: int = 4) -> str:
     """Cut off, not rounded: 99.99996 % is not shown as 100 %."""
     scaled = int(ratio * 100 * 10**digits)
@@ -55,12 +59,12 @@ def _summary(new: Outcome, old: Outcome | None) -> Iterator[str]:
         ("would be drained (shadow)", lambda o: str(sum(d.state == "shadow" for d in o.drains))),
         ("held back by a budget or breaker at first", lambda o: str(o.held_back)),
         ("never admitted", lambda o: str(sum(d.state == "refused" for d in o.drains))),
-        ("incidents", lambda o: str(o.incidents)),
-        ("job-ending faults in service", lambda o: str(o.interruptions)),
-        ("job-ending faults avoided", lambda o: str(o.avoided)),
+        ("incidents", lambda o: str(o.incidents) if o.replayed else UNKNOWN),
+        ("job-ending faults in service", lambda o: str(o.interruptions) if o.replayed else UNKNOWN),
+        ("job-ending faults avoided", lambda o: str(o.avoided) if o.replayed else UNKNOWN),
         ("availability of devices", lambda o: percent(Fraction(*o.availability))),
         ("device time out of service", lambda o: span(o.out_ms)),
-        ("device time degraded", lambda o: span(o.degraded_ms)),
+        ("device time degraded", lambda o: span(o.degraded_ms) if o.replayed else UNKNOWN),
     )
     yield from plain_lines(titles, [[name, *(value(outcome) for outcome in columns)] for name, value in facts])
 
@@ -181,17 +185,22 @@ def document(
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:
+    """What is not known is null."""
+
+    def known(figure: int) -> int | None:
+        return figure if outcome.replayed else None
+
     up, total = outcome.availability
     return {
         "policy": outcome.policy,
         "seconds": round(outcome.seconds, 3),
         "drains": [_drain(drain) for drain in outcome.drains],
         "held_back": outcome.held_back,
-        "incidents": outcome.incidents,
-        "interruptions": outcome.interruptions,
-        "avoided": outcome.avoided,
+        "incidents": known(outcome.incidents),
+        "interruptions": known(outcome.interruptions),
+        "avoided": known(outcome.avoided),
         "out_ms": outcome.out_ms,
-        "degraded_ms": outcome.degraded_ms,
+        "degraded_ms": known(outcome.degraded_ms),
         "availability": f"{up}/{total}",
     }
 

@@ -145,6 +145,24 @@ def test_a_policy_is_compared_with_what_really_happened(tmp_path: Path, capsys: 
     assert found["against"]["policy"] == "as recorded"
     assert [pair[0]["device"] for pair in found["difference"]["moved"]] == ["east-1/gpu0"]
     assert found["outcome"]["interruptions"] == 1  # only one of the devices had a job
+    assert [found["against"][name] for name in ("interruptions", "avoided", "incidents", "degraded_ms")] == [None] * 4
+    assert found["against"]["out_ms"] == 3_600_000 - 1_000
+    assert run(["backtest", "--trace", str(directory), "--against", "recorded"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("job-ending faults in service"))
+    assert line.split()[-2:] == ["?", "1"], "what a recording does not tell is not said to be none"
+
+
+def test_a_file_of_samples_that_does_not_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = recorded(tmp_path)
+    samples = np.full((1, len(METRICS)), 40.0, np.float32)
+    frame = recording.telemetry_frame([DeviceId("east-1/gpu0")], np.array([NOON], np.int64), samples)
+    path = recording.write(directory, recording.TELEMETRY, frame)
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:4] + b"\xff" * (len(whole) // 2 - 4) + whole[len(whole) // 2 :]):
+        path.write_bytes(broken)
+        assert run(["backtest", "--trace", str(directory)]) == 1
+        error = capsys.readouterr().err
+        assert "telemetry" in error and "remove the file that does not read" in error
 
 
 @pytest.mark.parametrize(

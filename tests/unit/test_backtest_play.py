@@ -116,6 +116,13 @@ def test_labels_tell_false_drains_missed_faults_and_lemons() -> None:
     assert score(outcome, trace(fault(1, "n1/gpu0")).faults, {}, HOUR) is None
 
 
+def test_a_real_fault_of_a_node_is_missed_unless_a_device_of_it_is_drained() -> None:
+    faults = trace(fault(10, "n1/gpu0"), fault(20, "n1", 0, kind=EventKind.HOST, truth=Truth.REAL))
+    faults = replace(faults, faults=(*faults.faults, fault(30, "n2", 0, kind=EventKind.HOST, truth=Truth.REAL)))
+    scored = score(Player(faults, policy(), "p", REPAIR).run(), faults.faults, {}, HOUR)
+    assert scored is not None and (scored.real_faults, scored.missed) == (2, (2,))
+
+
 def test_replacing_a_card_is_told_apart() -> None:
     (drain,) = Player(trace(fault(10, "n1/gpu0", 64)), policy(), "p", REPAIR).run().acted
     assert drain.action is Action.REPLACE
