@@ -5,6 +5,10 @@ A node's stream is TCP: what the network loses comes late, not never. A heartbea
 (median 20 ms, sigma 1); each loss adds a retransmission time-out of 200 ms, doubling; the stream delivers in order; an
 agent that hears nothing back for three heartbeats opens a new one. In a burst of jitter (30 s, every 5 min in the mean,
 each link for itself) the jitter is ten times as large.
+
+Packets are lost independently of each other, or in bursts, as a full queue, a flapping port or a route that converges
+lose them (Gilbert's model: a link that loses everything while it is bad, for an exponential time, and nothing while it
+is good). Independent losses are the gentler kind: a packet that is sent again a second later fares better.
 """
 
 from __future__ import annotations
@@ -48,18 +52,66 @@ PEERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """``loss``: of packets. ``jitter``: its factor in bursts (1: none). ``starved``: the observer is held up again and
-    again (1 to 12 s, every minute in the mean)."""
+    """``loss``: of packets, in the mean. ``jitter``: its factor in bursts (1: none). ``starved``: the observer is held
+    up again and again (1 to 12 s, every minute in the mean). ``burst_s``: how long a link that loses goes on losing, in
+    the mean; 0: each packet for itself."""
 
     loss: float = 0.0
     jitter: float = 1.0
     starved: bool = False
+    burst_s: float = 0.0
 
 
-def backoff(rng: np.random.Generator, loss: float, first_ms: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Milliseconds that losses add to the delivery of one packet each."""
-    losses = np.minimum(rng.geometric(1 - loss, shape) - 1, 20) if loss else np.zeros(shape)
-    return np.asarray(first_ms * (2.0**losses - 1))
+RESENDS = 20
+"""A packet is sent again so often at most; the last one arrives."""
+
+
+class Link:
+    """What one link loses from 0 to ``until_ms``."""
+
+    def __init__(self, rng: np.random.Generator, weather: Weather, until_ms: float) -> None:
+        self._rng = rng
+        self._loss = weather.loss
+        self._edges: NDArray[np.float64] | None = None
+        if weather.burst_s and weather.loss:
+            bad_ms = 1000 * weather.burst_s
+            good_ms = bad_ms * (1 - weather.loss) / weather.loss
+            pairs = int(until_ms / (bad_ms + good_ms) * 1.5) + 50
+            spans = np.empty(2 * pairs)
+            spans[0::2], spans[1::2] = rng.exponential(good_ms, pairs), rng.exponential(bad_ms, pairs)
+            if rng.uniform() < weather.loss:
+                spans[0] = 0.0  # bad from the beginning: the rest of an exponential time is distributed like all of it
+            self._edges = np.cumsum(spans)
+
+    def late(self, sent_ms: NDArray[np.float64], first_ms: float) -> NDArray[np.float64]:
+        """Milliseconds that losses add to the delivery of packets sent then. ``first_ms``: until one is sent again the
+        first time; doubles."""
+        if self._edges is None:
+            if not self._loss:
+                return np.zeros(sent_ms.shape)
+            losses = np.minimum(self._rng.geometric(1 - self._loss, sent_ms.shape) - 1, RESENDS)
+            return np.asarray(first_ms * (2.0**losses - 1))
+        added = np.zeros(sent_ms.shape)
+        waiting = self._is_bad(sent_ms)
+        for resend in range(1, RESENDS + 1):
+            if not waiting.any():
+                break
+            added[waiting] = first_ms * (2.0**resend - 1)
+            waiting[waiting] = self._is_bad(sent_ms[waiting] + added[waiting])
+        return added
+
+    def _is_bad(self, at_ms: NDArray[np.float64]) -> NDArray[np.bool_]:
+        assert self._edges is not None
+        return np.asarray(np.searchsorted(self._edges, at_ms) % 2 == 1)
+
+    def connected(self, at_ms: float, jitter_ms: float) -> float:
+        """How long it takes until a new connection has carried its first message: SYN, SYN-ACK, four flights of TLS."""
+        now = at_ms
+        for flight in range(6):
+            rto_ms = CONNECT_RTO_MS if flight < 2 else RTO_MS
+            now += float(self.late(np.array([now]), rto_ms)[0])
+            now += LATENCY_MS + jitter_ms * math.exp(SIGMA * self._rng.standard_normal())
+        return now - at_ms
 
 
 def arrivals(rng: np.random.Generator, weather: Weather, seconds: int) -> NDArray[np.float64]:
@@ -69,25 +121,21 @@ def arrivals(rng: np.random.Generator, weather: Weather, seconds: int) -> NDArra
     if weather.jitter > 1:
         factor = np.where(_bursts(rng, sent), weather.jitter, 1.0)
     jitter = factor * JITTER_MS * np.exp(SIGMA * rng.standard_normal(seconds))
-    took = LATENCY_MS + jitter + backoff(rng, weather.loss, RTO_MS, (seconds,))
+    link = Link(rng, weather, 1000.0 * seconds + 600_000)
+    took = LATENCY_MS + jitter + link.late(sent, RTO_MS)
     for index in np.flatnonzero(took > GIVE_UP_MS):
-        took[index] = min(took[index], GIVE_UP_MS + _reconnected(rng, weather.loss, JITTER_MS * factor[index]))
+        anew = _reconnected(rng, link, float(sent[index]) + GIVE_UP_MS, JITTER_MS * float(factor[index]))
+        took[index] = min(took[index], GIVE_UP_MS + anew)
     return np.asarray(np.maximum.accumulate(sent + took))
 
 
-def connecting(rng: np.random.Generator, loss: float, jitter_ms: float) -> float:
-    """How long it takes until a new connection has carried its first message: SYN, SYN-ACK, four flights of TLS."""
-    flights = 6 * LATENCY_MS + jitter_ms * np.exp(SIGMA * rng.standard_normal(6)).sum()
-    late = backoff(rng, loss, CONNECT_RTO_MS, (2,)).sum() + backoff(rng, loss, RTO_MS, (4,)).sum()
-    return float(flights + late)
-
-
-def _reconnected(rng: np.random.Generator, loss: float, jitter_ms: float) -> float:
+def _reconnected(rng: np.random.Generator, link: Link, at_ms: float, jitter_ms: float) -> float:
     """How long an agent takes to be heard on a new stream: attempts of at most ``ATTEMPT_MS``, with its backoff."""
     total = 0.0
     for attempt in range(100):
-        took = connecting(rng, loss, jitter_ms)
-        total += rng.uniform(0, min(5_000, 100 * 2**attempt)) + min(took, ATTEMPT_MS)
+        total += rng.uniform(0, min(5_000, 100 * 2**attempt))
+        took = link.connected(at_ms + total, jitter_ms)
+        total += min(took, ATTEMPT_MS)
         if took <= ATTEMPT_MS:
             break
     return total
@@ -114,18 +162,18 @@ def stalls(rng: np.random.Generator, seconds: int) -> list[tuple[int, int]]:
 
 
 class ModelProber:
-    """``Prober`` over a modelled link, which is in a burst of jitter or not, as chance has it."""
+    """``Prober`` over a modelled link of its own, which is in a burst of jitter or not, as chance has it."""
 
     def __init__(self, clock: SimClock, rng: np.random.Generator, weather: Weather, dead: bool) -> None:
         self._clock = clock
-        self._rng = rng
-        self._weather = weather
+        self._link = Link(rng, weather, 600_000)
+        self._began_ms = clock.mono_ms()
         self._dead = dead
         burst = weather.jitter > 1 and rng.uniform() < BURST_S / (BURST_S + CALM_S)
         self._jitter = JITTER_MS * (weather.jitter if burst else 1.0)
 
     async def probe(self, node: NodeId, address: str, timeout_ms: int) -> Probed:
-        took = math.inf if self._dead else connecting(self._rng, self._weather.loss, self._jitter)
+        took = math.inf if self._dead else self._link.connected(self._clock.mono_ms() - self._began_ms, self._jitter)
         if took > timeout_ms:
             await self._clock.sleep(timeout_ms)
             return Probed(False, f"no answer within {timeout_ms} ms")
