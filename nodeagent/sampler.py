@@ -183,9 +183,9 @@ class DeviceWatch:
             return future.result()
         except MISREAD as error:
             log.exception("The answer of the %s driver (%s) was not understood.", self.backend.name, name)
-            what = f"{type(error).__name__}: {error}"
+            what = f"{type(error).__name__}: {error}"[:200]
             raise BackendError(
-                f"{self.backend.name}: what it answered ({name}) is not understood ({what[:200]}); has its format changed?"
+                f"{self.backend.name}: its answer ({name}) is not understood ({what}); has its format changed?"
             ) from error
 
     # -- what it means --

@@ -58,8 +58,9 @@ def as_recorded(trace: Trace) -> Outcome:
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Against labels. ``false_drains``: rest only on faults labelled false. ``missed``: positions of faults labelled
-    real after which their device (of a fault on the node: any device of it) was not drained within ``within_ms``. Lemons: labelled devices that were, or were not,
-    drained at least once; ``marked``: those of the found that were to be replaced."""
+    real after which their device (of a fault on the node: any device of it) was not drained within ``within_ms``.
+    Lemons: labelled devices that were, or were not, drained at least once; ``marked``: those of the found that were to
+    be replaced."""
 
     labelled_faults: int
     real_faults: int

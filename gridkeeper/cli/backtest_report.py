@@ -12,7 +12,6 @@ from controlplane.backtest.trace import Drained, Trace
 from gridkeeper.cli.table import plain_lines
 from gridkeeper.cli.text import moment, span
 
-
 UNKNOWN = "?"
 """For what a recording does not tell."""
 

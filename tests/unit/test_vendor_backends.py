@@ -291,7 +291,7 @@ def test_a_tool_that_complains_without_end_fills_no_disk(tmp_path: Path) -> None
     tool = tmp_path / "complainer"
     tool.write_text("#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' 'w' >&2\necho last >&2\nexit 3\n")
     tool.chmod(0o755)
-    with pytest.raises(BackendError, match="ends with 3: w{300}$"):
+    with pytest.raises(BackendError, match=r"ends with 3: w{300}$"):
         Tool(str(tool), "").run()
 
 
@@ -300,7 +300,7 @@ def test_a_last_word_on_standard_error_is_heard(tmp_path: Path) -> None:
     tool.write_text("#!/bin/sh\necho no driver >&2\nexit 3\n")
     tool.chmod(0o755)
     for _ in range(20):
-        with pytest.raises(BackendError, match="ends with 3: no driver$"):
+        with pytest.raises(BackendError, match=r"ends with 3: no driver$"):
             Tool(str(tool), "").run()
 
 
@@ -308,9 +308,10 @@ def test_rows_of_another_shape_are_not_taken_for_readings(amd: Opened) -> None:
     """What a field holds may change with a version: a list for a table, a table for a number."""
     tool, backend, devices = amd
     for section in ("clock", "temperature", "power", "ecc_blocks", "throttle", "pcie"):
-        for odd in ([1], "N/A", {"value": {}}, 7):
-            rows = [{"gpu": 0, "usage": {"gfx_activity": 5}, section: odd}, {"gpu": {"value": [1]}}]
-            tool.say("metric --json", json.dumps({"gpu_data": rows}))
+        odds: tuple[object, ...] = ([1], "N/A", {"value": {}}, 7)
+        for odd in odds:
+            row = {"gpu": 0, "usage": {"gfx_activity": 5}, section: odd}
+            tool.say("metric --json", json.dumps({"gpu_data": [row, {"gpu": {"value": [1]}}]}))
             assert values(backend, devices, 0, "utilisation") == [5]
     tool.say("list --json", json.dumps({"gpu_data": [{"gpu": [0], "uuid": "x"}]}))
     assert [device.slot for device in backend.open()] == ["gpu0", "gpu1"]
