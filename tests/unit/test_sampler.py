@@ -131,23 +131,26 @@ both = pytest.mark.parametrize("kind", ["thread", "inline"])
 
 
 class Misread(FakeBackend):
-    """Its tool's output has changed."""
+    """``odd``: its tool's output has another shape."""
+
+    odd = False
 
     def sample(self, devices: tuple[Device, ...]) -> NDArray[np.float32]:
-        if self.failure:
-            raise TypeError(self.failure)
+        if self.odd:
+            raise TypeError("unhashable type: 'list'")
         return super().sample(devices)
 
 
 @both
 async def test_an_answer_of_another_shape_makes_devices_unknown_and_ends_nothing(kind: str) -> None:
-    async with running(kind, Misread()) as bench:
+    backend = Misread()
+    async with running(kind, backend) as bench:
         await bench.until(bench.watch.latest)
-        bench.backend.failure = "unhashable type: 'list'"
+        backend.odd = True
         await bench.until(lambda: bench.watch.error)
         assert "is not understood (TypeError: unhashable type: 'list')" in bench.watch.error
         assert bench.watch.latest() is None
-        bench.backend.failure = ""
+        backend.odd = False
         await bench.until(bench.watch.latest)
 
 
