@@ -6,7 +6,8 @@ when real directories are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +26,15 @@ from failover.checkpoint.manifest import (
 )
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.clock import Clock
-from gridkeeper.ports.jobs import CheckpointDamaged, CheckpointError, CheckpointStore, Manifest, ManifestFile, Pace
+from gridkeeper.ports.jobs import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointStore,
+    Manifest,
+    ManifestFile,
+    Pace,
+    Swept,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,7 @@ class SimCheckpointStore:
         self.manifests: dict[tuple[JobId, int, str], bytes] = {}
         self.written: list[str] = []
         self.reachable = True
+        self._uploads = 0
 
     async def _pause(self) -> None:
         if not self.reachable:
@@ -121,6 +131,18 @@ class SimCheckpointStore:
             await self._clock.sleep(self._chunk_ms)
 
     async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+        with self._uploading():
+            return await self._put(job, step, epoch, directory)
+
+    @contextmanager
+    def _uploading(self) -> Iterator[None]:
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+
+    async def _put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
         checked_job(job)
         if step < 0:
             raise CheckpointError(f"checkpoint {job}: step {step} is negative; name the directory step-<n> with n ≥ 0")
@@ -183,6 +205,10 @@ class SimCheckpointStore:
     async def copy_from(
         self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
     ) -> int:
+        with self._uploading():
+            return await self._copy_from(source, job, step, digest, pace)
+
+    async def _copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None) -> int:
         manifest = await source.manifest(job, step, digest)
         data = encode(manifest)
         decode(data, job, step, digest)
@@ -201,6 +227,26 @@ class SimCheckpointStore:
         self.manifests[(job, step, digest)] = data
         self._witness(job, step, digest)
         return moved
+
+    async def remove(self, job: JobId, step: int, digest: str) -> None:
+        await self._pause()
+        checked_digest(f"checkpoint {job} step {step}", digest)
+        self.manifests.pop((job, step, digest), None)
+
+    async def sweep(self, orphan: Callable[[Manifest, str], bool]) -> Swept:
+        """In one go, but for uploads: while one runs nothing is deleted."""
+        await self._pause()
+        read = {key: decode(data, *key) for key, data in self.manifests.items()}
+        gone = [key for key, manifest in read.items() if orphan(manifest, key[2])]
+        for key in gone:
+            del self.manifests[key], read[key]
+        if self._uploads:
+            return Swept(len(gone), 0, 0)
+        named = {chunk for manifest in read.values() for chunk in chunks_of(manifest)}
+        doomed = {chunk: data for chunk, data in self.chunks.items() if chunk not in named}
+        for chunk in doomed:
+            del self.chunks[chunk]
+        return Swept(len(gone), len(doomed), sum(map(len, doomed.values())))
 
     async def read_chunk(self, digest: str) -> bytes:
         await self._pause()

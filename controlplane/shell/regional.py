@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from controlplane.domain.escrow import decide_promise, decide_share
 from controlplane.domain.policies import decide_policy
@@ -17,6 +17,7 @@ from controlplane.shell.notices import Notices
 from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state, region_state
 from controlplane.shell.tickets import Tickets
+from failover.checkpoint.collector import Collector
 from failover.checkpoint.replicate import Replicator
 from failover.checkpoint.scrubber import Scrubber
 from failover.domain.placement import decide_offers, decide_reservations, published_region
@@ -24,16 +25,18 @@ from failover.domain.requests import decide_requests
 from gridkeeper.decision import ABSENT, Decision, Put
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS
+from gridkeeper.policy.model import CheckpointPolicy
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import StoreError
 from gridkeeper.ports.tickets import TicketDesk
 from gridkeeper.records.jobs import GrantRecord
-from gridkeeper.snapshot import Settings
+from gridkeeper.snapshot import GlobalState, Settings
 
 log = logging.getLogger("gridkeeper.regional")
 
-SCRUB_IDLE_MS = 1_000
 COPY_IDLE_MS = 500
+TEND_IDLE_MS = 1_000
+Tend = Callable[[GlobalState, CheckpointPolicy, int], Awaitable[Sequence[Decision]]]
 
 
 class RegionalLeader:
@@ -50,6 +53,7 @@ class RegionalLeader:
         world_applier: Applier,
         replicator: Replicator,
         scrubber: Scrubber,
+        collector: Collector,
         notices: Notices,
         policies: PolicyInForce,
         clock: Clock,
@@ -66,6 +70,7 @@ class RegionalLeader:
         self._world_applier = world_applier
         self._replicator = replicator
         self._scrubber = scrubber
+        self._collector = collector
         self._notices = notices
         self._policies = policies
         self._clock = clock
@@ -89,7 +94,8 @@ class RegionalLeader:
                 lead_loop(f"moves of {self._region}", self._move, (self._local, self._world), self._clock)
             )
             group.create_task(self._copy())
-            group.create_task(self._scrub())
+            group.create_task(self._tend(self._scrubber.look))
+            group.create_task(self._tend(self._collector.look))
             if self._tickets:
                 group.create_task(self._tickets.run())
 
@@ -172,21 +178,15 @@ class RegionalLeader:
             return False
         return await apply_all(decisions, self._world_applier, self._actor, None)
 
-    async def _scrub(self) -> None:
-        """Read this region's checkpoints again, for ever; what is damaged is replaced."""
+    async def _tend(self, look: Tend) -> None:
+        """Care for what this region's checkpoint store holds already, for ever, and record what comes of it."""
         while True:
-            if self._world.fresh:
+            world = global_state(self._world)
+            grant = world.grants.get(self._region)
+            if self._world.fresh and grant is not None and grant.record.term == self._fence.term:
+                decisions = await look(world, self._settings.policy.checkpoints, self._time.now().ledger_ms)
                 try:
-                    await self._scrub_once()
+                    await apply_all(decisions, self._world_applier, self._actor, None)
                 except StoreError as error:
-                    log.warning("what is damaged in %s waits for the global store: %s", self._region, error)
-            await self._clock.sleep(SCRUB_IDLE_MS)
-
-    async def _scrub_once(self) -> None:
-        world = global_state(self._world)
-        grant = world.grants.get(self._region)
-        if grant is None or grant.record.term != self._fence.term:
-            return
-        policy = self._settings.policy.checkpoints
-        decisions = await self._scrubber.look(world, policy, self._time.now().ledger_ms)
-        await apply_all(decisions, self._world_applier, self._actor, None)
+                    log.warning("checkpoints of %s: what was found waits for the global store: %s", self._region, error)
+            await self._clock.sleep(TEND_IDLE_MS)

@@ -27,6 +27,7 @@ from controlplane.shell.sessioncare import SessionCare
 from controlplane.shell.silence import Beat
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
+from failover.checkpoint.collector import Collector
 from failover.checkpoint.replicate import Replicator
 from failover.checkpoint.scrubber import Scrubber
 from gridkeeper import codec
@@ -124,6 +125,7 @@ class Replica:
         )  # fmt: skip
         self._replicator = Replicator(region, ports.checkpoints, clock)
         self._scrubber = Scrubber(region, ports.checkpoints.get(region), clock)
+        self._collector = Collector(region, ports.checkpoints.get(region))
         self._notices = Notices(ports.notifier or LogNotifier())
         self.front = FrontDoor(
             region, replica, self.local, self.world, self._local_applier, self._world_applier,
@@ -256,8 +258,8 @@ class Replica:
         try:
             leader = RegionalLeader(
                 self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
-                self._replicator, self._scrubber, self._notices, self.policies, self._ports.clock, self._beat.steady_ms,
-                self._ports.tickets,
+                self._replicator, self._scrubber, self._collector, self._notices, self.policies, self._ports.clock,
+                self._beat.steady_ms, self._ports.tickets,
             )  # fmt: skip
             await leader.run()
         finally:

@@ -14,6 +14,7 @@ from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state
 from failover.domain.jobs import decide_jobs
 from failover.domain.migrate import decide_migrations
+from failover.domain.retention import decide_retention
 from gridkeeper.ids import ReplicaId
 from gridkeeper.ports.clock import Clock
 
@@ -43,7 +44,7 @@ class GlobalLeader:
         if not self._world.fresh:
             return False
         wrote = False
-        for decide in (decide_jobs, decide_migrations, decide_escrow, decide_job_ledger):
+        for decide in (decide_jobs, decide_migrations, decide_escrow, decide_job_ledger, decide_retention):
             decisions = decide(global_state(self._world), self._policies.settings(), self._time.now())
             wrote |= await apply_all(decisions, self._applier, self._actor, self._fence)
         return wrote

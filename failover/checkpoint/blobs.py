@@ -70,6 +70,10 @@ class Blobs(Protocol):
         """Idempotent."""
         ...
 
+    def tidy(self) -> None:
+        """Remove what dead writers left behind."""
+        ...
+
     def walk(self, prefix: str) -> Iterator[Blob]:
         """Every name below ``prefix`` (which ends in "/"), in no order; never the whole list in memory. One written or
         removed meanwhile may be there or not."""

@@ -14,6 +14,8 @@ from failover.checkpoint import files
 from failover.checkpoint.blobs import Blob, BlobMissing, Staged
 from gridkeeper.ports.jobs import CheckpointError
 
+STALE_S = 24 * 3600
+
 
 class DirectoryBlobs:
     """Implements ``Blobs``. ``root`` is created when first needed. Several processes may use it at the same time. What
@@ -99,6 +101,19 @@ class DirectoryBlobs:
             (self._root / name).unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self._root / name}: cannot be removed: {error}") from error
+
+    def tidy(self) -> None:
+        """What was staged more than a day ago, by the file system's own clock."""
+        try:
+            probe = files.write_aside(self._staging, b"")
+            now = os.stat(probe).st_mtime
+            os.unlink(probe)
+            for path in self._staging.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if now - path.lstat().st_mtime > STALE_S:
+                        path.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{self._staging}: cannot be tidied: {error}") from error
 
     def walk(self, prefix: str) -> Iterator[Blob]:
         try:

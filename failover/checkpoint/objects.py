@@ -96,6 +96,9 @@ class ObjectBlobs:
         except (BaseError, OSError) as error:
             raise self._failed(name, "removed", error) from error
 
+    def tidy(self) -> None:
+        """Nothing is staged."""
+
     def walk(self, prefix: str) -> Iterator[Blob]:
         try:
             for page in obstore.list(self._store, prefix, chunk_size=LISTED_AT_ONCE):

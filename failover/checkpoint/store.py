@@ -31,10 +31,21 @@ from failover.checkpoint.manifest import (
 )
 from failover.checkpoint.objects import ObjectBlobs
 from failover.checkpoint.parallel import each, in_order, together
+from failover.checkpoint.sweep import Sweep
 from failover.checkpoint.target import Target, compare
 from failover.checkpoint.upload import Upload
+from gridkeeper.clock import SystemClock
 from gridkeeper.ids import Epoch, JobId
-from gridkeeper.ports.jobs import CheckpointDamaged, CheckpointError, CheckpointStore, Manifest, ManifestFile, Pace
+from gridkeeper.ports.clock import Clock
+from gridkeeper.ports.jobs import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointStore,
+    Manifest,
+    ManifestFile,
+    Pace,
+    Swept,
+)
 
 T = TypeVar("T")
 
@@ -44,18 +55,19 @@ WIDTH_REMOTE = 8
 """In an object store, where each request takes a round trip."""
 
 
-def open_store(place: str) -> BlobCheckpointStore:
+def open_store(place: str, clock: Clock | None = None) -> BlobCheckpointStore:
     """The store at an absolute path or a URL (see ``ObjectBlobs``). Nothing is asked of it yet. Raises
     ``CheckpointError`` for a URL that cannot be understood."""
     if "://" in place:
-        return BlobCheckpointStore(ObjectBlobs(place), WIDTH_REMOTE)
-    return BlobCheckpointStore(DirectoryBlobs(Path(place)))
+        return BlobCheckpointStore(ObjectBlobs(place), WIDTH_REMOTE, clock or SystemClock())
+    return BlobCheckpointStore(DirectoryBlobs(Path(place)), WIDTH, clock or SystemClock())
 
 
 class BlobCheckpointStore:
     """Implements ``CheckpointStore``. ``width``: how many chunks it holds in memory and moves at once."""
 
-    def __init__(self, blobs: Blobs, width: int = WIDTH) -> None:
+    def __init__(self, blobs: Blobs, width: int, clock: Clock) -> None:
+        self._clock = clock
         self._blobs = blobs
         self._chunks = Chunks(blobs)
         self._width = width
@@ -76,21 +88,30 @@ class BlobCheckpointStore:
         found = await self._blocking(lambda: files.walk(directory))
         pieces = ((f, number * CHUNK_BYTES, n) for f in found for number, n in enumerate(chunk_sizes(f.size_bytes)))
         digests: list[str] = []
-        async with Upload(self._blobs, self._chunks, self._threads) as upload:
+        async with Upload(self._blobs, self._chunks, self._threads, self._clock) as upload:
             work = partial(_put_part, upload, directory)
             async with aclosing(in_order(self._threads, self._width, work, pieces)) as stored:
                 async for one in stored:
                     digests.append(one)
                     await upload.advance()
+            await self._unchanged(directory, found)
+            following = iter(digests)
+            manifest = Manifest(job, step, epoch, tuple(_entry(file, following) for file in found))
+            check(manifest)
+            return await self._finish(upload, manifest), manifest
+
+    async def _unchanged(self, directory: Path, found: tuple[files.Found, ...]) -> None:
         if await self._blocking(lambda: files.walk(directory)) != found:
             raise CheckpointError(f"{directory}: it changed while it was stored; rename it to step-<n> when finished")
-        following = iter(digests)
-        manifest = Manifest(job, step, epoch, tuple(_entry(file, following) for file in found))
-        check(manifest)
+
+    async def _finish(self, upload: Upload, manifest: Manifest) -> str:
+        """The digest of the manifest, which is written now."""
+        await upload.publish()
         data = encode(manifest)
         digest = digest_of(data)
-        await self._blocking(lambda: self._seal(job, step, digest, data, upload.names))
-        return digest, manifest
+        await self._blocking(lambda: self._seal(manifest.job, manifest.step, digest, data, upload.names))
+        await upload.confirm()
+        return digest
 
     async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:
         """See ``CheckpointStore.manifest``."""
@@ -139,15 +160,14 @@ class BlobCheckpointStore:
         """See ``CheckpointStore.copy_from``. Chunks that are here are read and compared, not trusted."""
         await self._blocking(self._blobs.prepare)
         manifest = await source.manifest(job, step, digest)
-        data = encode(manifest)
-        decode(data, job, step, digest)  # the source may have sent another
+        decode(encode(manifest), job, step, digest)  # the source may have sent another
         moved = 0
         wanted = iter(chunks_of(manifest).items())
-        async with Upload(self._blobs, self._chunks, self._threads) as upload:
+        async with Upload(self._blobs, self._chunks, self._threads, self._clock) as upload:
             while batch := tuple(islice(wanted, self._width)):
                 moved += sum(await together(self._bring(upload, source, *chunk, pace) for chunk in batch))
                 await upload.advance()
-        await self._blocking(lambda: self._seal(job, step, digest, data, upload.names))
+            await self._finish(upload, manifest)
         return moved
 
     async def _bring(self, upload: Upload, source: CheckpointStore, chunk: str, size: int, pace: Pace | None) -> int:
@@ -168,6 +188,16 @@ class BlobCheckpointStore:
         """See ``CheckpointStore.read_chunk``."""
         checked_digest("chunk", digest)
         return await self._blocking(lambda: self._chunks.read(digest, -1, "chunk")[1])
+
+    async def remove(self, job: JobId, step: int, digest: str) -> None:
+        """See ``CheckpointStore.remove``."""
+        name = manifest_name(job, step, digest)
+        await self._blocking(lambda: self._blobs.remove(name))
+
+    async def sweep(self, orphan: Callable[[Manifest, str], bool]) -> Swept:
+        """See ``CheckpointStore.sweep``."""
+        await self._blocking(self._blobs.prepare)
+        return await Sweep(self._blobs, self._threads, self._width, self._clock).run(orphan)
 
     # -- blocking parts, each about one chunk long -------------------------------------------------------------------
 

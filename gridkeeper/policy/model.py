@@ -210,11 +210,20 @@ class PeerPolicy:
 @dataclass(frozen=True, slots=True)
 class CheckpointPolicy:
     """Each region reads its checkpoints again every ``scrub_every_ms``, at most ``scrub_bytes_per_s``, and copies those
-    of other regions ahead at most at ``copy_bytes_per_s`` (0: no limit; what a migration waits for has none)."""
+    of other regions ahead at most at ``copy_bytes_per_s`` (0: no limit; what a migration waits for has none). Kept of
+    each job: the newest ``keep_last``, the newest of each of ``keep_hourly`` hours and ``keep_daily`` days, suspect and
+    damaged ones ``keep_doubtful_ms``. The bytes of others go ``grace_ms`` later, unused chunks every
+    ``sweep_every_ms``."""
 
     scrub_every_ms: int = 7 * DAY_MS
     scrub_bytes_per_s: int = 50_000_000
     copy_bytes_per_s: int = 0
+    keep_last: int = 5
+    keep_hourly: int = 24
+    keep_daily: int = 7
+    keep_doubtful_ms: int = 7 * DAY_MS
+    grace_ms: int = HOUR_MS
+    sweep_every_ms: int = 6 * HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)

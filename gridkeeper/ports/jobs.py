@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -141,6 +142,15 @@ class Manifest:
         return sum(f.size_bytes for f in self.files)
 
 
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep has deleted. ``bytes``: as stored."""
+
+    manifests: int
+    chunks: int
+    bytes: int
+
+
 class CheckpointStore(Protocol):
     """One region's object store. Blocking work runs in threads; calls are cancellable between chunks."""
 
@@ -170,4 +180,13 @@ class CheckpointStore(Protocol):
 
     async def read_chunk(self, digest: str) -> bytes:
         """Raises ``CheckpointError``."""
+        ...
+
+    async def remove(self, job: JobId, step: int, digest: str) -> None:
+        """Delete a manifest that no head names and nothing is started from. Idempotent. Its chunks go with a sweep."""
+        ...
+
+    async def sweep(self, orphan: Callable[[Manifest, str], bool]) -> Swept:
+        """Delete the manifests (given with their digest) that are ``orphan``, and the chunks that none of the others
+        names, beside uploads that go on. May wait for these. Raises ``CheckpointError``, also if another sweep runs."""
         ...
