@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from controlplane.domain.taint import suspicion
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.commands import Commands, run_name
 from controlplane.shell.mirror import Mirror
+from controlplane.shell.nodefindings import NodeFindings
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.runs import epoch_of, progressed, run_record, said_of, says_more, step_every_ms
 from controlplane.shell.session import AgentStream, Noted
-from controlplane.shell.states import global_state
 from controlplane.shell.writer import GroupWriter
 from failover.domain.fencing import Refusal, commit_head, may_acknowledge
 from gridkeeper.decision import ABSENT, Decision, Put, Versioned
@@ -22,6 +23,7 @@ from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
 from gridkeeper.ports.store import StoreError
 from gridkeeper.records.jobs import RunRecord
+from gridkeeper.snapshot import GlobalState
 from gridkeeper.timings import Timings
 from gridkeeper.v1.agent_pb2 import (
     CheckpointAck,
@@ -63,6 +65,7 @@ class JobFeed:
         self._clock = clock
         self._timings = timings
         self._commands = Commands(world, clock)
+        self._findings = NodeFindings(local)
         self.streams: Callable[[], int] = lambda: 0
         """How many the replica holds."""
 
@@ -164,6 +167,23 @@ class JobFeed:
         stream.written_ms[job, epoch] = self._clock.mono_ms()
         await self._writer.caught_up(revision)
 
+    def _about(self, job: JobId, step: int) -> GlobalState:
+        """As much of the global store as a commit of that checkpoint rests on."""
+        newest = self._world.newest
+
+        def one(kind: str, name: str) -> dict[Any, Versioned[Any]]:
+            held = newest(kind, name)
+            return {} if held is None else {name: held}
+
+        return GlobalState(
+            revision=self._world.revision,
+            fresh=self._world.fresh,
+            ownership=one("ownership", job),
+            heads=one("heads", job),
+            checkpoints=one("checkpoints", KEYS.checkpoint(job, step).removeprefix(KEYS.prefix("checkpoints"))),
+            suspect_keys=self._world.suspect,
+        )
+
     async def commit_checkpoints(self, stream: AgentStream, ledger_ms: Callable[[], int]) -> None:
         """Verify each announced checkpoint in the region's object store, move the head, acknowledge; for ever."""
         while True:
@@ -197,10 +217,10 @@ class JobFeed:
             manifest = await self._checkpoints.verify(job, ready.step, ready.digest)
         except CheckpointError as error:
             return ack(False, str(error), retry=True)  # the object store may be away, or have lost what the host has
-        tainted = suspicion(self._local.kind("findings"), owner.record.devices)
+        tainted = suspicion(self._findings.of(stream.node), owner.record.devices)
         if tainted:
             log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
-        world = global_state(self._world)
+        world = self._about(job, ready.step)
         outcome = commit_head(
             job=job,
             epoch=epoch,
