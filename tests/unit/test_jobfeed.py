@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chaos.simulate.loop import run_virtual
 from chaos.simulate.network import SimAgentSession
-from controlplane.shell.runs import run_record
+from controlplane.shell.runs import STEP_EVERY_MS, run_record, said_of, says_more
 from gridkeeper import codec
 from gridkeeper.ids import Epoch, JobId, NodeId
 from gridkeeper.keys import KEYS
@@ -119,3 +121,89 @@ def test_what_was_recorded_of_a_run_stays_when_its_agent_has_forgotten_it() -> N
     new = run_record(workload("EXITED"), old, EAST, NodeId("n1"), AT_MS + 9)
     assert (new.phase, new.first_step, new.last_step, new.last_step_ms) == (RunPhase.EXITED, 7, 7, old.last_step_ms)
     assert new.epoch == Epoch(1, 4)
+
+
+def test_what_an_agent_says_each_second_is_answered_in_one_message() -> None:
+    """Protects: a node costs its replica one message a second, not one per thing that there is to say."""
+
+    async def main() -> None:
+        async with bench() as b:
+            await b.own(JOB, 4)
+            session = await b.open(hello())
+            await until(session, "welcome")
+            await until(session, "command")
+            for number in range(1, 9):
+                said = AgentFrame(renewal=Renewal(id=number))
+                said.more.append(report(workload("RUNNING", 7)))
+                await session.send(said)
+                answer = await session.receive()
+                assert answer.renewal_ack.id == number
+                assert {frame.WhichOneof("frame") for frame in answer.more} <= {"command"}
+                await b.clock.sleep(1_000)
+
+    run_virtual(main())
+
+
+def test_a_report_that_says_what_the_one_before_did_writes_nothing_and_progress_is_written_now_and_then() -> None:
+    """Protects: etcd from telemetry, and everybody who follows it: what runs as it did is not written each second."""
+
+    async def main() -> None:
+        async with bench() as b:
+            await b.own(JOB, 4)
+            session = await b.open(hello())
+            await until(session, "welcome")
+
+            async def written(seconds: int, steps: int) -> int:
+                """Versions of the run's record while it is reported for so long, with so many steps a second."""
+                revisions = set()
+                for second in range(seconds):
+                    said = workload("RUNNING", 7)
+                    said.last_step = 7 + steps * second
+                    said.started_age_ms = 60_000 + 1_000 * second
+                    await session.send(report(said))
+                    await b.clock.sleep(1_000)
+                    kv, _ = await b.reader.get(KEYS.run(JOB, 1, 4))
+                    revisions.add(kv.mod_revision if kv else 0)
+                return len(revisions)
+
+            assert await written(10, 0) == 1
+            assert await written(20, 3) == 20 * 1_000 // STEP_EVERY_MS
+            record, _ = await b.reader.get(KEYS.run(JOB, 1, 4))
+            assert record and codec.decode(RunRecord, record.value).last_step >= 7 + 3 * 18
+
+    run_virtual(main())
+
+
+STEPS = st.integers(-1, 4)
+SAID = st.builds(
+    Workload,
+    job=st.just(JOB),
+    epoch=st.just(EPOCH),
+    phase=st.sampled_from([records_pb2.RunPhase.Value(f"RUN_PHASE_{p}") for p in ("STARTING", "RUNNING", "EXITED")]),
+    exit_code=st.sampled_from((0, 1)),
+    stop_confirmed=st.booleans(),
+    stopped_by_us=st.booleans(),
+    first_step=STEPS,
+    last_step=STEPS,
+    started_age_ms=st.integers(0, 10_000),
+    ended_age_ms=st.integers(0, 10_000),
+    reason=st.sampled_from(("", "why")),
+    storing_checkpoint=st.booleans(),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(SAID, max_size=3), SAID, SAID, st.booleans())
+def test_what_is_passed_over_for_saying_the_same_would_have_changed_nothing(
+    before: list[Workload], one: Workload, drawn: Workload, alike: bool
+) -> None:
+    """Protects: the end of a run, or anything else that it reports, is never taken for what is on record already."""
+    other = Workload()
+    other.CopyFrom(one if alike else drawn)
+    other.last_step, other.started_age_ms, other.ended_age_ms = drawn.last_step, drawn.started_age_ms, 7
+    old: RunRecord | None = None
+    for number, said in enumerate((*before, one)):
+        old = run_record(said, old, EAST, NodeId("n1"), AT_MS + number)
+    assert old is not None
+    if said_of(other) == said_of(one):
+        assert not says_more(old, run_record(other, old, EAST, NodeId("n1"), AT_MS + 20))
