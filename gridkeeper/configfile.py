@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import json
 import math
 import re
 import types
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, NewType, TypeVar, cast
 
 import yaml
 
@@ -29,6 +30,10 @@ from gridkeeper.timings import BadTimings
 C = TypeVar("C")
 
 MAX_BYTES = 1024 * 1024
+Verbatim = NewType("Verbatim", str)
+"""Any YAML at all, kept as JSON text: a part of a document that is somebody else's business."""
+Written = NewType("Written", str)
+"""Any single value, as it is written: where a standard lets people write 2026-01-01 00:00:00 without quotes."""
 _INVALID = object()
 _DECIMAL = re.compile(r"-?\d{1,12}(\.\d{1,9})?")
 
@@ -59,21 +64,59 @@ def load_text(path: str | Path) -> str:
 
 def parse(kind: type[C], text: str, source: str) -> C:
     """The configuration in ``text``; ``source`` names it in errors. Raises ``ConfigError``."""
+    roots = _composed(text, source)
+    if len(roots) > 1:
+        raise ConfigError(f"{source}:{roots[1].start_mark.line + 1}: a second document begins here; use one file each")
+    if not roots:
+        raise ConfigError(f"{source}: the file is empty; it needs {_names(_required(kind))}")
+    reader = _Reader(source)
+    value = reader.read(kind, roots[0], "")
+    if reader.faults:
+        raise ConfigError("\n".join(reader.faults))
+    return cast(C, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Generic[C]):
+    """A document, and the line in which it begins."""
+
+    value: C
+    line: int
+
+
+def parse_documents(kinds: Mapping[str, type[C]], text: str, source: str) -> tuple[Placed[C], ...]:
+    """The documents in ``text``, each of the kind that its field ``kind`` names. Raises ``ConfigError``."""
+    reader, found = _Reader(source), []
+    roots = _composed(text, source)
+    if not roots:
+        raise ConfigError(f"{source}: the file is empty; it needs a document of kind {', '.join(kinds)}")
+    for root in roots:
+        pairs = root.value if isinstance(root, yaml.MappingNode) else ()
+        node = next((value for key, value in pairs if key.value == "kind"), None)
+        if node is None:
+            reader.fault(root, "kind", f"is missing; it is one of {', '.join(kinds)}")
+        elif not isinstance(node, yaml.ScalarNode) or node.value not in kinds:
+            word = node.value if isinstance(node, yaml.ScalarNode) else ""
+            reader.fault(node, "kind", f"{_shown(node)} is none of its values; {_remedy(word, tuple(kinds))}")
+        else:
+            value = reader.read(kinds[node.value], root, "")
+            found.append(Placed(cast(C, value), root.start_mark.line + 1))
+    if reader.faults:
+        raise ConfigError("\n".join(reader.faults))
+    return tuple(found)
+
+
+def _composed(text: str, source: str) -> list[yaml.Node]:
+    """The documents in ``text`` that are not empty."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        roots = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}{line}: not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{source}: not YAML: {str(error).splitlines()[0][:200]}") from error
-    if root is None:
-        raise ConfigError(f"{source}: the file is empty; it needs {_names(_required(kind))}")
-    reader = _Reader(source)
-    value = reader.read(kind, root, "")
-    if reader.faults:
-        raise ConfigError("\n".join(reader.faults))
-    return cast(C, value)
+    return [r for r in roots if r is not None and not (isinstance(r, yaml.ScalarNode) and r.value == "")]
 
 
 def dump(config: Any) -> str:
@@ -94,16 +137,29 @@ class _Reader:
         return _INVALID
 
     def read(self, hint: Any, node: yaml.Node, path: str) -> Any:
+        if hint is Verbatim:
+            return self._verbatim(node, path)
+        if hint is Written:
+            return node.value if isinstance(node, yaml.ScalarNode) else self.fault(node, path, "is not a single value")
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             if node.tag == "tag:yaml.org,2002:null":
                 return None
             hint = next(a for a in typing.get_args(hint) if a is not type(None))
+            if hint in (Verbatim, Written):
+                return self.read(hint, node, path)
         if typing.get_origin(hint) is tuple:
             return self._tuple(typing.get_args(hint)[0], node, path)
         base = _base(hint)
         if dataclasses.is_dataclass(base):
             return self._record(base, node, path)
         return self._scalar(hint, base, node, path)
+
+    def _verbatim(self, node: yaml.Node, path: str) -> Any:
+        try:
+            value = yaml.SafeLoader("").construct_document(node)
+            return Verbatim(json.dumps(value, default=str, sort_keys=True))
+        except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+            return self.fault(node, path, f"cannot be kept: {str(error).splitlines()[0][:200]}")
 
     def _record(self, kind: Any, node: yaml.Node, path: str) -> Any:
         if not isinstance(node, yaml.MappingNode):
