@@ -15,7 +15,7 @@ from typing import Any
 from gridkeeper import codec, keys
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Revision
-from gridkeeper.memo import Memo
+from gridkeeper.memo import Journal, Memo, Published
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import KeyValue, Store, StoreError, WatchBatch
 
@@ -38,8 +38,9 @@ class Mirror:
         self._root = root
         self._clock = clock
         self._kinds: dict[str, dict[str, Versioned[Any]]] = {}
-        self._published: dict[str, dict[str, Versioned[Any]]] = {}
-        self._dirty: set[str] = set()
+        self._published: dict[str, Published[str, Versioned[Any]]] = {}
+        self._journals: dict[str, Journal[str]] = {}
+        self._unpublished: dict[str, set[str]] = {}
         self._suspect: set[str] = set()
         self._shown: frozenset[str] = frozenset()
         self._heard_ms = -STALE_AFTER_MS
@@ -113,8 +114,8 @@ class Mirror:
         before = self._kinds
         for kind, held in before.items():
             self._changed.setdefault(kind, set()).update(held)
+            self._unpublished.setdefault(kind, set()).update(held)
         self._kinds = {kind: {} for kind in before}
-        self._dirty |= set(before)
         self._suspect.clear()
         for kv in items:
             kind, _ = self._split(kv.key)
@@ -131,8 +132,7 @@ class Mirror:
         if record is None or kind in HISTORY:
             return
         held = self._kinds.setdefault(kind, {})
-        self._dirty.add(kind)
-        self._changed.setdefault(kind, set()).add(name)
+        self._note(kind, name)
         try:
             value: Any = codec.decode(record, kv.value)
         except codec.CorruptRecord as error:
@@ -149,8 +149,11 @@ class Mirror:
         kind, name = self._split(key)
         self._suspect.discard(key)
         if self._kinds.get(kind, {}).pop(name, None) is not None:
-            self._dirty.add(kind)
-            self._changed.setdefault(kind, set()).add(name)
+            self._note(kind, name)
+
+    def _note(self, kind: str, name: str) -> None:
+        self._changed.setdefault(kind, set()).add(name)
+        self._unpublished.setdefault(kind, set()).add(name)
 
     @property
     def loaded(self) -> bool:
@@ -170,9 +173,10 @@ class Mirror:
 
     def kind(self, kind: str) -> Mapping[str, Versioned[Any]]:
         """Name -> record of one kind, as a mapping that never changes once handed out."""
-        if kind in self._dirty or kind not in self._published:
-            self._published[kind] = dict(self._kinds.get(kind, {}))
-            self._dirty.discard(kind)
+        if kind in self._unpublished or kind not in self._published:
+            changed = frozenset(self._unpublished.pop(kind, ()))
+            journal = self._journals.setdefault(kind, Journal())
+            self._published[kind] = Published(self._kinds.get(kind, {}), journal, changed)
         return self._published[kind]
 
     def newest(self, kind: str, name: str) -> Versioned[Any] | None:

@@ -10,19 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from failover.domain.fit import (
-    NoRoom,
-    Place,
-    blamed,
-    eligible,
-    find_place,
-    occupied,
-    relied_guards,
-    unfit,
-    usable_count,
-)
+from failover.domain.eligible import usable_count
+from failover.domain.fit import NoRoom, Place, blamed, find_place, relied_guards, unfit
 from failover.domain.holders import FUTURE, Holders, Room
 from failover.domain.indexes import LANDED, active_migrations, current_offer, is_active, unreadable, wants_to_run
+from failover.domain.occupancy import occupied
 from failover.domain.regions import choose_region
 from failover.domain.requests import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
@@ -52,8 +44,7 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
         return ()
     keys = RegionKeys(state.region)
     coming = _coming(state, world)
-    holders = occupied(state, world, now.mono_ms, settings.timings)
-    room = Room(eligible(state) if coming else {}, holders)
+    room, holders = occupied(state, world, now.mono_ms, settings.timings)
     here = {job for job, owner in world.ownership.items() if owner.record.region == state.region}
     decisions: list[Decision] = []
     for job in sorted({*coming, *here, *state.reservations}):
@@ -178,8 +169,7 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
     coming = _coming(state, world)
     if not world.fresh or grant is None or held_grant is None or not coming:
         return ()
-    holders = occupied(state, world, now.mono_ms, settings.timings)
-    room = Room(eligible(state), holders)
+    room, holders = occupied(state, world, now.mono_ms, settings.timings)
     decisions: list[Decision] = []
     for job, migration in sorted(coming.items()):
         offer_key = KEYS.offer(migration.record.id)
@@ -242,8 +232,7 @@ def published_region(
     old = world.regions.get(state.region)
     if old is not None and old.record.leader == leader and now.ledger_ms - old.record.updated_ms < PUBLISH_EVERY_MS:
         return None
-    holders = occupied(state, world, now.mono_ms, settings.timings)
-    free = Room(eligible(state), holders).counts()
+    free = occupied(state, world, now.mono_ms, settings.timings)[0].counts()
     alive = sum(1 for v in state.liveness.values() if v.record.state is NodeState.ALIVE)
     record = RegionRecord(
         region=state.region,

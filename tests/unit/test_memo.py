@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.domain.region import STAGES, disjoint
-from failover.domain.fit import NoRoom, Place, eligible, find_place, usable, usable_count
+from failover.domain.eligible import eligible, usable, usable_count
+from failover.domain.fit import NoRoom, Place, find_place
 from failover.domain.holders import Holders, Room
 from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId
 from gridkeeper.memo import Memo
