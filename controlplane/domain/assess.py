@@ -23,6 +23,8 @@ from controlplane.domain.evidence import (
     worst,
 )
 from controlplane.domain.repeats import is_sticky
+from controlplane.domain.scopes import by_node
+from controlplane.domain.unwell import odd
 from controlplane.domain.words import device_reference, listed
 from gridkeeper.catalogue.own import HANG, MISSING, OVERFLOW
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned
@@ -90,19 +92,13 @@ def _loud(scene: _Scene) -> list[DeviceId]:
         for node, liveness in state.liveness.items()
         if liveness.record.state is NodeState.ALIVE and node not in findings and node not in scene.doubts
     }
-    held_by, doubts = state.health, scene.doubts
-    return sorted(
-        name
-        for name, device in state.devices.items()
-        if (held := held_by.get(name)) is None
-        or held.record.state is not HealthState.HEALTHY
-        or device.record.node not in calm
-        or name in findings
-        or name in standing
-        or name in doubts
-        or not device.record.present
-        or health.swapped(device.record, held.record)
-    )
+    loud = set(odd(state))
+    for node, devices in by_node(state).items():
+        if node not in calm:
+            loud.update(devices)
+    for subjects in (findings, standing, scene.doubts):
+        loud.update(DeviceId(subject) for subject in subjects if subject in state.devices)
+    return sorted(loud)
 
 
 # -- findings that have run out ---------------------------------------------------------------------------------------

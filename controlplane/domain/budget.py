@@ -29,6 +29,7 @@ from functools import lru_cache
 
 from controlplane.domain.health import OUT
 from controlplane.domain.scopes import FLEET, JOB, coverage, devices_of, of_budget, safe
+from controlplane.domain.unwell import unwell
 from gridkeeper.decision import ABSENT, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, JobId
 from gridkeeper.keys import RegionKeys
@@ -117,8 +118,8 @@ class Book:
             for name in self.covering(hold.device):
                 self._cordoned.setdefault(name, []).append(hold)
         self._out: dict[str, list[DeviceId]] = {}
-        for device, health in state.health.items():
-            if health.record.state in OUT:
+        for device in unwell(state):
+            if state.health[device].record.state in OUT:
                 for name in self.covering(device):
                     self._out.setdefault(name, []).append(device)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from controlplane.domain.health import IN_SERVICE
+from controlplane.domain.unwell import in_service
 from controlplane.domain.words import duration, listed
 from failover.domain.births import Cause, new_migration
 from failover.domain.indexes import run_of
@@ -32,7 +33,7 @@ class Capacity:
     @property
     def left(self) -> int:
         if self._left is None:
-            self._left = sum(1 for device in self._state.health if _in_service(self._state, device))
+            self._left = in_service(self._state)
         return self._left
 
     def without(self, device: DeviceId) -> int:

@@ -39,6 +39,7 @@ from controlplane.domain.evidence import (
 )
 from controlplane.domain.health import MACHINE
 from controlplane.domain.shadow import decide_shadows
+from controlplane.domain.unwell import unwell
 from controlplane.domain.words import clock_time, duration, listed, made_id
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned
 from gridkeeper.ids import DeviceId, DrainId, JobId
@@ -119,14 +120,44 @@ def decide_drains(
     for drain in newest.values():
         if drain.record.state in UNDER_WAY:
             decisions.extend(progress(state, world, now, keys, drain))
-    wishes = sorted(_wishes(state, settings, now, keys, newest, findings), key=lambda wish: wish.order)
-    breakers = Breakers(state, settings, now, (w.device for w in wishes if w.by_machine and w.old is None))
+    wishes, breakers = _wanted(state, settings, now)
     decisions.extend(breakers.decisions())
     decisions.extend(given_up(state, settings, now, keys, newest, findings, breakers))
     decisions.extend(satisfied(state, settings, now, keys, newest))
     decisions.extend(decide_shadows(state, world, settings, now, findings))
+    decisions.extend(_planning(state, world, settings, now, wishes, breakers, most))
+    return tuple(decisions)
+
+
+def decide_admissions(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+    """Only what is new, of what ``decide_drains`` decides: when more is wanted than fits into one transaction, the rest
+    need not be looked at for each of them."""
+    wishes, breakers = _wanted(state, settings, now)
+    return (*breakers.decisions(), *_planning(state, world, settings, now, wishes, breakers, BATCH))
+
+
+def _wanted(state: RegionState, settings: Settings, now: Now) -> tuple[list[_Wish], Breakers]:
+    """Devices to be drained, the most urgent first, and the breakers that know of them."""
+    findings = state.memo.once(by_subject, state.findings)
+    newest = state.memo.once(_newest_by_device, state.drains)
+    keys = RegionKeys(state.region)
+    wishes = sorted(_wishes(state, settings, now, keys, newest, findings), key=lambda wish: wish.order)
+    return wishes, Breakers(state, settings, now, (w.device for w in wishes if w.by_machine and w.old is None))
+
+
+def _planning(
+    state: RegionState,
+    world: GlobalState,
+    settings: Settings,
+    now: Now,
+    wishes: list[_Wish],
+    breakers: Breakers,
+    most: int,
+) -> Iterator[Decision]:
+    """Refusals, one each; admissions, in one."""
     if not wishes:
-        return tuple(decisions)
+        return
+    keys = RegionKeys(state.region)
     batch, book, capacity = _Batch(), Book.of(state, settings, now), Capacity(state)
     for wish in wishes:
         if wish.by_machine and wish.old and breakers.outlived(wish.old.record) and not _holds(wish.findings):
@@ -135,10 +166,9 @@ def decide_drains(
         if refusal is None and len(batch.drains) < most:
             _admit(state, world, settings, now, keys, book, breakers, capacity, batch, wish)
         elif refusal is not None:
-            decisions.extend(_refuse(state, settings, now, keys, book, wish, refusal.names, refusal.sentence))
+            yield from _refuse(state, settings, now, keys, book, wish, refusal.names, refusal.sentence)
     if batch.drains:
-        decisions.append(_admission(batch))
-    return tuple(decisions)
+        yield _admission(batch)
 
 
 def _newest_by_device(drains: Mapping[str, Drain]) -> dict[DeviceId, Drain]:
@@ -165,7 +195,7 @@ def _wishes(
     findings: dict[str, list[Finding]],
 ) -> Iterator[_Wish]:
     """Devices that evidence or humans want out, and that are in."""
-    drainable = [device for device, held in state.health.items() if _drainable(held.record.state)]
+    drainable = [device for device in unwell(state) if _drainable(state.health[device].record.state)]
     for device in sorted({*state.drain_requests, *newest, *drainable}):
         held = state.health.get(device)
         if held is None or device not in state.devices:

@@ -10,7 +10,7 @@ from controlplane.domain.borrowed import decide_returns
 from controlplane.domain.budget_upkeep import decide_budgets
 from controlplane.domain.cordon import decide_expiry
 from controlplane.domain.detect import decide_detection
-from controlplane.domain.drain import decide_drains
+from controlplane.domain.drain import decide_admissions, decide_drains
 from controlplane.domain.liveness import decide_liveness
 from controlplane.domain.maintenance import decide_maintenance
 from controlplane.domain.repair import decide_repairs
@@ -47,7 +47,7 @@ def _detect_more(state: RegionState, world: GlobalState, settings: Settings, now
 
 
 def _drain_more(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
-    return decide_drains(state, world, settings, now)
+    return decide_admissions(state, world, settings, now)
 
 
 Decide = Callable[[RegionState, GlobalState, Settings, Now], tuple[Decision, ...]]

@@ -47,7 +47,12 @@ def devices_of(state: RegionState, target: str) -> tuple[DeviceId, ...]:
     if "/" in target:
         device = DeviceId(target)
         return (device,) if device in state.devices else ()
-    return state.memo.once(_by_node, state.devices).get(NodeId(target), ())
+    return by_node(state).get(NodeId(target), ())
+
+
+def by_node(state: RegionState) -> Mapping[NodeId, tuple[DeviceId, ...]]:
+    """The devices of each node, sorted."""
+    return state.memo.once(_by_node, state.devices)
 
 
 def _by_node(devices: Devices) -> dict[NodeId, tuple[DeviceId, ...]]:

@@ -17,6 +17,7 @@ from controlplane.domain.uptime import Standing, Step
 from gridkeeper.decision import Decision, Draft, Now, Versioned
 from gridkeeper.ids import DeviceId
 from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.memo import differing
 from gridkeeper.records.books import AccountRecord, EntryRecord, Totals, UptimeClass
 from gridkeeper.records.fleet import CordonRecord, HealthRecord
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
@@ -118,6 +119,8 @@ def _book(account: AccountRecord, until_ms: int, entries: list[EntryRecord]) -> 
     return replace(account, sequence=entry.sequence, since_ms=until_ms, totals=totals)
 
 
+OF_DEVICE = "device/"
+
 Book = tuple[str, tuple[Step, ...], Versioned[AccountRecord] | None]
 """Scope, what held up to which times (the last is now), and the account as it is."""
 
@@ -160,48 +163,53 @@ def _decision(draft: Draft, scopes: list[str]) -> Decision:
 
 @dataclass(slots=True)
 class _Settled:
-    """Per device the standing of its health record, and the record and the account after which there was nothing to
-    book: thousands of devices do not change from one look to the next."""
+    """Per device the standing of its health record, and the devices whose account may have something to book: thousands
+    of devices do not change from one look to the next."""
 
     _standings: dict[DeviceId, Standing] = field(default_factory=dict)
-    _of: dict[DeviceId, Versioned[HealthRecord]] = field(default_factory=dict)
-    _health: Mapping[DeviceId, Versioned[HealthRecord]] | None = None
-    _cordons: Mapping[str, Versioned[CordonRecord]] | None = None
-    _booked: dict[DeviceId, tuple[Standing, Versioned[AccountRecord]]] = field(default_factory=dict)
+    _health: Mapping[DeviceId, Versioned[HealthRecord]] = field(default_factory=dict)
+    _cordons: Mapping[str, Versioned[CordonRecord]] = field(default_factory=dict)
+    _accounts: Mapping[str, Versioned[AccountRecord]] = field(default_factory=dict)
+    _open: set[DeviceId] = field(default_factory=set)
     _until_ms: int = 0
 
     def standings(self, state: RegionState) -> Mapping[DeviceId, Standing]:
         """Another object whenever one of them is another."""
         if state.health is self._health and state.cordons is self._cordons:
             return self._standings
-        before, of = (self._standings, self._of) if state.cordons is self._cordons else ({}, {})
-        self._standings = {
-            device: before[device] if of.get(device) is health else uptime.of_device(state, health.record)
-            for device, health in state.health.items()
-        }
-        self._of, self._health, self._cordons = dict(state.health), state.health, state.cordons
-        return self._standings
+        same = state.cordons is self._cordons
+        changed = differing(self._health, state.health) if same else {*self._health, *state.health}
+        standings = dict(self._standings)
+        for device in changed:
+            held = state.health.get(device)
+            if held is None:
+                standings.pop(device, None)
+                self._open.discard(device)
+            else:
+                standings[device] = uptime.of_device(state, held.record)
+                self._open.add(device)
+        self._standings, self._health, self._cordons = standings, state.health, state.cordons
+        return standings
 
     def unsettled(self, state: RegionState, now_ms: int) -> list[tuple[DeviceId, str]]:
         """Devices, sorted, with their scopes, whose account may have something to book; the rest have not. Call
         ``standings`` first."""
         if now_ms >= self._until_ms:
             self._until_ms = month_end(month_of(now_ms))
-            self._booked.clear()
-        accounts, booked, found = state.accounts, self._booked, []
-        for device, standing in self._standings.items():
-            scope = f"device/{device}"
-            account, known = accounts.get(scope), booked.get(device)
-            if known is not None and known[0] is standing and known[1] is account:
-                continue
-            found.append((device, scope))
+            self._open.update(self._standings)
+        for scope in differing(self._accounts, state.accounts):
+            device = DeviceId(scope.removeprefix(OF_DEVICE))
+            if scope.startswith(OF_DEVICE) and device in self._standings:
+                self._open.add(device)
+        self._accounts, found = state.accounts, list[tuple[DeviceId, str]]()
+        for device in sorted(self._open):
+            scope = f"{OF_DEVICE}{device}"
+            account, standing = state.accounts.get(scope), self._standings[device]
             if account is not None and fold(account.record, standing, now_ms) == (account.record, ()):
-                booked[device] = (standing, account)
+                self._open.discard(device)
             else:
-                booked.pop(device, None)
-        if len(booked) > len(self._standings):
-            self._booked = {device: known for device, known in booked.items() if device in self._standings}
-        return sorted(found)
+                found.append((device, scope))
+        return found
 
 
 def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Decision, ...]:
@@ -220,7 +228,7 @@ def decide_ledger(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
     ]
     under_maintenance: dict[DeviceId, Standing] = {}
     for device, covering in sorted(covered.items()):
-        scope = f"device/{device}"
+        scope = f"{OF_DEVICE}{device}"
         account = state.accounts.get(scope)
         since_ms = account.record.since_ms if account else now.ledger_ms
         steps = uptime.through(covering, standings[device], since_ms, now.ledger_ms)

@@ -23,7 +23,6 @@ HEALTHY = (HealthState.HEALTHY,)
 USABLE = (HealthState.HEALTHY, HealthState.SUSPECT)
 
 
-
 def barred(state: RegionState, device: DeviceId) -> str:
     """Why nothing new is placed on this device; "" if it may be. What is missing or does not decode is unknown, and
     unknown is not healthy."""

@@ -12,11 +12,26 @@ from hypothesis import strategies as st
 from controlplane.domain.region import STAGES, disjoint
 from failover.domain.eligible import eligible, usable, usable_count
 from failover.domain.fit import NoRoom, Place, find_place
-from failover.domain.holders import Holders, Room
-from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId
-from gridkeeper.memo import Memo
-from gridkeeper.records.fleet import CordonReason, CordonRecord
-from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, MigrationState
+from failover.domain.holders import FUTURE, Holders, Room
+from failover.domain.indexes import run_key
+from failover.domain.occupancy import occupied
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, NodeId, Revision
+from gridkeeper.keys import KEYS
+from gridkeeper.memo import JOURNAL_STEPS, Journal, Memo, Published, differing
+from gridkeeper.records.common import Desired
+from gridkeeper.records.fleet import CordonReason, CordonRecord, HealthState
+from gridkeeper.records.jobs import (
+    JobSpec,
+    MigrationKind,
+    MigrationRecord,
+    MigrationState,
+    OwnershipRecord,
+    ReservationRecord,
+    Revoke,
+    RunPhase,
+    RunRecord,
+)
 from gridkeeper.snapshot import GlobalState, RegionState
 from tests.unit.applier import EAST, RegionStore, quick
 
@@ -139,3 +154,107 @@ def test_a_place_is_found_as_if_every_node_were_looked_at(
         assert isinstance(expected, str) and expected in place.sentence and EAST in place.sentence
     else:
         assert place == expected
+
+
+NAMES = st.sets(st.integers(0, 9), max_size=4)
+
+
+@given(st.lists(st.tuples(NAMES, NAMES), max_size=12), st.data())
+def test_what_differs_between_two_published_mappings_is_named(
+    steps: list[tuple[set[int], set[int]]], data: st.DataObject
+) -> None:
+    """Protects: no change is missed by who looks only at what has changed, however long ago the last look was, forwards
+    or backwards."""
+    journal, held = Journal[int](), dict[int, object]()
+    published = [Published(held, journal, frozenset())]
+    for written, deleted in steps:
+        held.update((name, object()) for name in written)
+        for name in deleted:
+            held.pop(name, None)
+        published.append(Published(held, journal, frozenset(written | deleted)))
+    old, new = data.draw(st.sampled_from(published)), data.draw(st.sampled_from(published))
+    different = {name for name in {*old, *new} if old.get(name) is not new.get(name)}
+    assert different <= set(differing(old, new))
+    assert different == set(differing(dict(old), dict(new)))
+
+
+def test_a_journal_forgets_and_then_mappings_are_compared() -> None:
+    """Protects: a journal is bounded, and what it has forgotten is found all the same."""
+    journal, held = Journal[int](), dict[int, object]()
+    first = Published(held, journal, frozenset())
+    for name in range(JOURNAL_STEPS + 5):
+        held[name] = object()
+        last = Published(held, journal, frozenset({name}))
+    assert journal.between(first.number, last.number) is None
+    assert set(differing(first, last)) == set(range(JOURNAL_STEPS + 5))
+
+
+def _job_world(job: JobId, node: int, end: str) -> tuple[OwnershipRecord, RunRecord]:
+    devices = tuple(DeviceId(f"n{node}/gpu{index}") for index in range(2))
+    spec = JobSpec(job, "default", ("x",), (), "", 2, "", (), False, False, 0, 0)
+    revoke = Revoke(MigrationId("m"), "why", 0) if end == "revoked" else None
+    owner = OwnershipRecord(
+        job, Epoch(1, 1), EAST, NodeId(f"n{node}"), devices, Desired.RUN, 0, revoke, -1, "", MigrationId("m"), spec, ""
+    )  # fmt: skip
+    phase = RunPhase.EXITED if end == "exited" else RunPhase.RUNNING
+    run = RunRecord(
+        job, Epoch(1, 1), EAST, NodeId(f"n{node}"), phase, 0, 0, end == "exited", True, -1, 0, 0, 0, 0, 0, 0, 0.0, ""
+    )
+    return owner, run
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["owned", "revoked", "exited", "reserve", "release", "assume", "wait", "drain"]),
+        st.sampled_from("abc"),
+        st.integers(1, 4),
+    ),
+    max_size=16,
+)
+
+
+@settings(max_examples=100)
+@given(MOVES)
+def test_who_holds_what_is_the_same_with_and_without_memory(moves: list[tuple[str, str, int]]) -> None:
+    """Protects: no device is given to two jobs, and none stays held for ever, because of something remembered: not of
+    an owner that only time releases, nor of what a decision assumed and nobody wrote."""
+    store, memo = RegionStore(quick()), Memo()
+    store.fleet(4, 2)
+    store.settle()
+    reservations: dict[JobId, Versioned[ReservationRecord]] = {}
+    ownership: dict[JobId, Versioned[OwnershipRecord]] = {}
+    runs: dict[str, Versioned[RunRecord]] = {}
+    health, mono_ms, revision = store.state().health, 0, 100
+    for what, name, node in moves:
+        job, revision = JobId(name), revision + 1
+        devices = tuple(DeviceId(f"n{node}/gpu{index}") for index in range(2))
+        match what:
+            case "owned" | "revoked" | "exited":
+                owner, run = _job_world(job, node, what)
+                ownership = {**ownership, job: Versioned(owner, Revision(revision), Revision(1), mono_ms)}
+                key = run_key(job, Epoch(1, 1)).removeprefix(KEYS.prefix("runs"))
+                runs = {**runs, key: Versioned(run, Revision(revision), Revision(1), mono_ms)}
+            case "reserve":
+                record = ReservationRecord(job, MigrationId("m"), NodeId(f"n{node}"), devices, 0)
+                reservations = {**reservations, job: Versioned(record, Revision(revision), Revision(1), mono_ms)}
+            case "release":
+                reservations = {key: held for key, held in reservations.items() if key != job}
+            case "wait":
+                mono_ms += 20_000
+            case "drain":
+                device = devices[0]
+                ill = replace(health[device].record, state=HealthState.DRAINING)
+                health = {**health, device: replace(health[device], record=ill)}
+        state = replace(store.state(), health=health, reservations=reservations, memo=memo)
+        world = GlobalState(ownership=ownership, runs=runs)
+        room, holders = occupied(state, world, mono_ms, store.settings.timings)
+        other_room, others = occupied(replace(state, memo=Memo()), world, mono_ms, store.settings.timings)
+        assert holders.by_device == others.by_device
+        assert {job: held for job, held in holders.by_job.items() if held} == others.by_job
+        assert sorted(room.counts()) == sorted(other_room.counts())
+        assert {node: room.free(node) for node in room.candidates} == {
+            node: other_room.free(node) for node in other_room.candidates
+        }
+        if what == "assume":
+            holders.add(job, devices, FUTURE - 1)
+            holders.drop(job, devices[:1])
