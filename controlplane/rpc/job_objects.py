@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from controlplane.rpc.rows import Inputs, KindSpec, Scene, message, new_object, word, yes
+from failover.domain.scrub import places
 from gridkeeper.ids import RegionId
 from gridkeeper.kinds import checkpoint_name
 from gridkeeper.records.jobs import JobState
@@ -59,9 +60,10 @@ def _checkpoint(region: RegionId, key: str, inputs: Inputs) -> Object:
         "job": record.job,
         "head": yes(head is not None),
         "suspect": yes(record.suspect),
+        "damaged": yes(bool(record.damage)),
     }
     item = new_object(api_pb2.KIND_CHECKPOINT, checkpoint_name(key), record.region, inputs, labels)
-    regions = head.record.regions if head else (record.region,)
+    regions = head.record.regions if head else places(record)
     item.checkpoint.CopyFrom(api_pb2.CheckpointView(record=message(checkpoint), head=head is not None, regions=regions))
     return item
 
@@ -99,7 +101,7 @@ JOBS: tuple[KindSpec, ...] = (
     ),
     KindSpec(
         api_pb2.KIND_CHECKPOINT,
-        ("region", "job", "head", "suspect"),
+        ("region", "job", "head", "suspect", "damaged"),
         lambda s: (s.world.checkpoints, s.world.heads),
         _checkpoint_rows,
         _checkpoint,

@@ -16,6 +16,7 @@ from failover.checkpoint import files
 from failover.checkpoint.blobs import BlobMissing, Blobs
 from failover.checkpoint.chunks import Chunks
 from failover.checkpoint.directory import DirectoryBlobs
+from failover.checkpoint.formats import refuse_incomplete
 from failover.checkpoint.layout import MANIFESTS, manifest_name
 from failover.checkpoint.manifest import (
     CHUNK_BYTES,
@@ -86,6 +87,7 @@ class BlobCheckpointStore:
             raise CheckpointError(f"checkpoint {job}: step {step} is negative; name the directory step-<n> with n ≥ 0")
         await self._blocking(self._blobs.prepare)
         found = await self._blocking(lambda: files.walk(directory))
+        await self._blocking(lambda: refuse_incomplete(directory, found))
         pieces = ((f, number * CHUNK_BYTES, n) for f in found for number, n in enumerate(chunk_sizes(f.size_bytes)))
         digests: list[str] = []
         async with Upload(self._blobs, self._chunks, self._threads, self._clock) as upload:

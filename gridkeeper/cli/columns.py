@@ -214,6 +214,7 @@ COLUMNS: dict[int, tuple[Column, ...]] = {
         Column("SIZE", lambda o, now: size(o.checkpoint.record.size_bytes)),
         Column("HEAD", _label("head")),
         Column("SUSPECT", _label("suspect")),
+        Column("DAMAGED", _label("damaged")),
         Column("REGIONS", lambda o, now: ",".join(o.checkpoint.regions)),
         Column("AGE", lambda o, now: age(o.checkpoint.record.committed_ms, now)),
         Column("DIGEST", lambda o, now: o.checkpoint.record.digest, wide=True),

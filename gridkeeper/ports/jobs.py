@@ -156,7 +156,7 @@ class CheckpointStore(Protocol):
 
     async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
         """Store a finished checkpoint directory. Returns (digest, manifest). Idempotent. Inert until a head names it.
-        Raises ``CheckpointError``."""
+        Raises ``CheckpointError``, also for an incomplete one of a known format."""
         ...
 
     async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:

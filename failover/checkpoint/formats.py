@@ -1,0 +1,161 @@
+"""What people's checkpoints look like, and when one is not complete: PyTorch DCP, safetensors, any other directory.
+
+A job that renames its directory too early, or a rank that died while it wrote, leaves something that no job can resume
+from. It is refused before it is stored, with the reason, and the checkpoint before it stays the newest one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from failover.checkpoint import files
+from gridkeeper.ports.jobs import CheckpointError
+
+MAX_METADATA_BYTES = 256 * 1024 * 1024
+"""Of a DCP ``.metadata``, an index or a safetensors header (which its own library limits to 100 MB)."""
+DCP_METADATA = ".metadata"
+DCP_SHARD = re.compile(r"^__\d+_\d+\.distcp$")
+INDEX = ".safetensors.index.json"
+NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<all>\d{5})\.safetensors$")
+
+
+def refuse_incomplete(directory: Path, found: Sequence[files.Found]) -> None:
+    """Raises ``CheckpointError`` naming the file and what is missing, if the directory or one below it holds a
+    checkpoint of a known format that is not complete."""
+    below: dict[str, dict[str, int]] = {}
+    for file in found:
+        parent, _, name = file.path.rpartition("/")
+        below.setdefault(parent, {})[name] = file.size_bytes
+    for parent, sizes in below.items():
+        here = f"{parent}/" if parent else ""
+        _dcp(directory, here, sizes)
+        _safetensors(directory, here, sizes)
+
+
+def _refused(directory: Path, path: str, why: str) -> CheckpointError:
+    return CheckpointError(f"{directory / path}: {why}; rename the directory to step-<n> when it is complete")
+
+
+def _read(directory: Path, path: str, size: int) -> bytes:
+    if size > MAX_METADATA_BYTES:
+        raise _refused(directory, path, f"{size} bytes are too many for what describes a checkpoint")
+    try:
+        return files.read_part(directory, path, 0, size)
+    except OSError as error:
+        raise CheckpointError(f"{directory / path}: cannot be read: {error}") from error
+
+
+# -- PyTorch distributed checkpoints: .metadata is written last, and says which bytes of which shard are what ----------
+
+
+class _Inert:
+    """Stands for every class that a pickle names: nothing of the pickle's choice is imported or called."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def _take(self, *_: object) -> None:
+        """What is put into a container of a class that is not known."""
+
+    __setitem__ = append = extend = add = _take
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update({key: value for key, value in state.items() if isinstance(key, str)})
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type[_Inert]:
+        return _Inert
+
+
+def _dcp(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
+    shards = {name for name in sizes if DCP_SHARD.match(name)}
+    if not shards and DCP_METADATA not in sizes:
+        return
+    if DCP_METADATA not in sizes:
+        raise _refused(directory, f"{here}{min(shards)}", f"a PyTorch checkpoint without its {DCP_METADATA}")
+    path = f"{here}{DCP_METADATA}"
+    try:
+        document = _Reader(io.BytesIO(_read(directory, path, sizes[DCP_METADATA]))).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        if not shards:
+            return  # another program's file of that name
+        raise _refused(directory, path, f"it does not parse: {error!r}"[:300]) from error
+    entries = getattr(document, "storage_data", None)
+    if not isinstance(entries, dict):
+        return  # a storage writer of another kind: nothing can be said
+    for entry in entries.values():
+        shard, offset, length = (getattr(entry, name, None) for name in ("relative_path", "offset", "length"))
+        if not isinstance(shard, str) or not isinstance(offset, int) or not isinstance(length, int):
+            raise _refused(directory, path, "an entry names no shard, offset and length")
+        if shard not in sizes:
+            raise _refused(directory, path, f"shard {shard[:200]!r} is missing")
+        if offset + length > sizes[shard]:
+            why = f"it has {sizes[shard]} bytes, {DCP_METADATA} needs {offset + length}"
+            raise _refused(directory, f"{here}{shard}", why)
+
+
+# -- safetensors: 8 bytes length, a JSON header with offsets, the data; an index names the shards ----------------------
+
+
+def _safetensors(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
+    tensors = {
+        name: _tensors(directory, f"{here}{name}", sizes[name]) for name in sizes if name.endswith(".safetensors")
+    }
+    for name in tensors:
+        match = NUMBERED.match(name)
+        for number in range(1, int(match["all"]) + 1) if match else ():
+            assert match is not None
+            other = f"{match['stem']}-{number:05d}-of-{match['all']}.safetensors"
+            if other not in tensors:
+                raise _refused(directory, f"{here}{other}", "this shard is missing")
+    for name in (n for n in sizes if n.endswith(INDEX)):
+        path = f"{here}{name}"
+        document = _json(directory, path, _read(directory, path, sizes[name]))
+        places = document.get("weight_map")
+        if not isinstance(places, dict):
+            raise _refused(directory, path, "it has no weight_map")
+        for tensor, shard in places.items():
+            if shard not in tensors:
+                raise _refused(directory, path, f"shard {str(shard)[:200]!r} is missing")
+            if tensor not in tensors[shard]:
+                raise _refused(directory, f"{here}{shard}", f"tensor {tensor[:200]!r} is not in it")
+
+
+def _tensors(directory: Path, path: str, size: int) -> frozenset[str]:
+    """The names in one file, whose length must be what its header says."""
+    start = _read(directory, path, min(size, 8))
+    if len(start) < 8:
+        raise _refused(directory, path, f"{size} bytes are no safetensors file")
+    (length,) = struct.unpack("<Q", start)
+    if 8 + length > size:
+        raise _refused(directory, path, f"it ends within its header: {size} bytes of {8 + length}")
+    header = _json(directory, path, _read(directory, path, 8 + length)[8:])
+    header.pop("__metadata__", None)
+    end = 0
+    for name, entry in header.items():
+        try:
+            end = max(end, int(entry["data_offsets"][1]))
+        except (TypeError, KeyError, IndexError, ValueError) as error:
+            raise _refused(directory, path, f"tensor {name[:200]!r} has no data_offsets") from error
+    if 8 + length + end != size:
+        raise _refused(directory, path, f"it has {size} bytes, its header says {8 + length + end}")
+    return frozenset(header)
+
+
+def _json(directory: Path, path: str, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _refused(directory, path, f"it does not parse: {error!r}"[:300]) from error
+    if not isinstance(document, dict):
+        raise _refused(directory, path, "it is no JSON object")
+    return document
