@@ -9,6 +9,7 @@ import click
 from gridkeeper.cli.columns import uptime
 from gridkeeper.cli.output import print_value
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
+from gridkeeper.cli.sla_books import adjustments, close, receipt, verify
 from gridkeeper.cli.sla_report import contract, report
 from gridkeeper.cli.table import print_table
 from gridkeeper.cli.text import span
@@ -22,8 +23,8 @@ def sla() -> None:
     """Uptime of the month so far; what a contract says of a month (docs/sla.md)."""
 
 
-sla.add_command(report)
-sla.add_command(contract)
+for command in (report, contract, receipt, verify, close, adjustments):
+    sla.add_command(command)
 
 
 @sla.command()

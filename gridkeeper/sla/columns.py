@@ -137,7 +137,7 @@ def measure(segments: Segments, rule: Rule) -> Report:
     down = _counted(segments, counts == words.index(Counts.DOWN), rule)
     raw = _counted(segments, raws[segments.uptime], rule)
     return Report(
-        _totals(segments, length),
+        totals(segments),
         np.minimum(down, whole),
         excluded,
         np.minimum(raw, elapsed),
@@ -146,7 +146,9 @@ def measure(segments: Segments, rule: Rule) -> Report:
     )
 
 
-def _totals(segments: Segments, length: Ints) -> Ints:
+def totals(segments: Segments) -> Ints:
+    """As ``spans.totals_of`` for each scope: columns in the order of ``UptimeClass``, together the elapsed time."""
+    length = segments.until_ms - segments.from_ms
     out = np.zeros((len(segments.first) - 1, len(UptimeClass)), np.int64)
     shown = np.where(segments.cause > 0, CLASSES.index(UptimeClass.EXCLUDED), segments.uptime)
     for column, uptime in enumerate(UptimeClass):

@@ -10,15 +10,18 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
 from gridkeeper.identity import spiffe
 from gridkeeper.ids import JobId
 from gridkeeper.kinds import KINDS
+from gridkeeper.records.books import EntryRecord, UptimeClass
 from gridkeeper.records.fleet import HealthState
 from tests.fixtures import records
 from tests.fixtures.filled import every_kind, fleet
@@ -266,6 +269,27 @@ async def test_sla_status(cli: Cli) -> None:
     assert [line.split()[0] for line in result.out.splitlines()] == ["SCOPE", "device/east-1/gpu0", "job/train"]
     one = json.loads((await cli("sla", "status", "job/train", "-o", "json")).out)["items"][0]
     assert one["account"]["current"] == "up" and "/" in one["uptime"]
+
+
+async def test_sla_report_from_the_grid(cli: Cli, servers: GridServers, tmp_path: Path) -> None:
+    """Protects: the intervals that are still open are in the report, and what is asked of the grid can be kept."""
+    grid = servers.grids["east-1"]
+    account = dataclasses.replace(records.account(), since_ms=1_700_003_600_000)
+    grid.put(grid.keys.account(account.scope), account)
+    begin = account.since_ms - 3_600_000
+    entry = EntryRecord(account.scope, account.sequence, "", begin, account.since_ms, UptimeClass.UP, "healthy", ())
+    grid.put(grid.keys.entry(entry.scope, entry.sequence), entry)
+    contract, kept = tmp_path / "c.yaml", tmp_path / "kept.parquet"
+    contract.write_text((await cli("sla", "contract", "aws")).out)
+    month = datetime.fromtimestamp(begin / 1000, UTC).strftime("%Y-%m")
+    asked = ("sla", "report", "--contract", str(contract), "--month", month, "-o", "json")
+    result = await cli(*asked, "--save-ledger", str(kept))
+    assert result.code == 0, result.err
+    (node,) = json.loads(result.out)["commitments"][1]["subjects"]
+    assert node["subject"] == "node/east-1" and node["totals"]["up_ms"] == 3_600_000
+    assert node["totals"]["down_ms"] > 0 and node["outages"][0]["reason"] == "draining"
+    frame = pl.read_parquet(kept)
+    assert sorted(frame.filter(pl.col("scope") == entry.scope)["sequence"]) == [3, 4]
 
 
 async def test_watch_prints_what_exists_and_then_changes(cli: Cli, servers: GridServers) -> None:
