@@ -16,8 +16,8 @@ log = logging.getLogger("gridkeeper.checkpoint")
 LEVEL = 1
 """On one core about 400 MB/s, faster than most disks and networks; higher levels gain little on numbers."""
 WORTH = 0.85
-"""A chunk is compressed if that leaves at most this share of it: random float32 weights (0.92) are not, bfloat16 in
-float32, zeros and text are."""
+"""A chunk is compressed if that leaves at most this share of it. Measured on normally distributed weights: float32 0.93
+(stays plain), bfloat16 0.78, bfloat16 values kept as float32 0.48."""
 SAMPLE_BYTES = 32 * 1024
 SAMPLES = 4
 """From evenly spread places; 3 % of a full chunk, so that what does not shrink costs next to nothing."""
@@ -101,6 +101,10 @@ class Chunks:
             raise CheckpointDamaged(f"{what}: chunk {digest} is altered: {spoilt}")
         if not any(True for _ in self._blobs.walk(MANIFESTS)):
             raise CheckpointError(f"{what}: chunk {digest} is missing; {self._blobs} is empty: is it the right store?")
+        for form in FORMS:
+            aside = damaged_name(digest, form)
+            if self._blobs.size(aside) >= 0:
+                raise CheckpointDamaged(f"{what}: chunk {digest} was found altered and is now {aside} of {self._blobs}")
         raise CheckpointDamaged(f"{what}: chunk {digest} is missing: {self._blobs} has none of that name")
 
     def _set_aside(self, digest: str, form: str) -> None:
