@@ -11,6 +11,7 @@ from gridkeeper.cli.output import print_value
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
 from gridkeeper.cli.sla_books import adjustments, close, receipt, verify
 from gridkeeper.cli.sla_report import contract, report
+from gridkeeper.cli.sla_whatif import what_if
 from gridkeeper.cli.table import print_table
 from gridkeeper.cli.text import span
 from gridkeeper.client.plain import plain, word
@@ -23,7 +24,7 @@ def sla() -> None:
     """Uptime of the month so far; what a contract says of a month (docs/sla.md)."""
 
 
-for command in (report, contract, receipt, verify, close, adjustments):
+for command in (report, contract, what_if, receipt, verify, close, adjustments):
     sla.add_command(command)
 
 

@@ -38,7 +38,7 @@ def report(session: Session, path: str, month: str, ledger: str, save_ledger: st
     from gridkeeper.sla.months import BadMonth, month_window
     from gridkeeper.sla.report import make_report
 
-    contract = _contract(path)
+    contract = read_contract(path)
     now_ms = SystemClock().wall_ms()
     try:
         window = month_window(month, contract.zone)
@@ -67,7 +67,8 @@ def contract(name: str) -> int:
     return 0
 
 
-def _contract(path: str) -> Contract:
+def read_contract(path: str) -> Contract:
+    """Raises ``InvalidRequest``; all but the last fault have been printed, one a line."""
     from gridkeeper.configfile import ConfigError
     from gridkeeper.sla.document import load_contract
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
+from gridkeeper.sla.contract import Contract
 from gridkeeper.sla.credit import decimal_text, exact_text, money
 from gridkeeper.sla.months import zone_of
 from gridkeeper.sla.report import Line, Report, Section
@@ -36,8 +37,8 @@ def span(ms: int) -> str:
     return "".join(parts) + f"{seconds:02d}" + (f".{rest:03d}" if rest else "") + "s"
 
 
-def amount(value: Fraction, report: Report) -> str:
-    return f"{money(value, report.contract.decimals)} {report.contract.currency}"
+def amount(value: Fraction, contract: Contract) -> str:
+    return f"{money(value, contract.decimals)} {contract.currency}"
 
 
 def verdict(line: Line) -> str:
@@ -64,10 +65,10 @@ def heading(report: Report) -> list[tuple[str, str]]:
     if report.open:
         lines.append(("so far", f"the month is open: measured up to {moment(report.until_ms, contract.zone)}"))
     if contract.minimum_payout:
-        lines.append(("minimum", f"{amount(contract.minimum_payout, report)} or nothing"))
+        lines.append(("minimum", f"{amount(contract.minimum_payout, contract)} or nothing"))
     if report.claim_by_ms:
         lines.append(("claim by", moment(report.claim_by_ms, contract.zone)))
-    lines.append(("owed", f"{amount(report.owed, report)}; payable {report.payable} {contract.currency}"))
+    lines.append(("owed", f"{amount(report.owed, contract)}; payable {report.payable} {contract.currency}"))
     return lines
 
 
@@ -112,7 +113,7 @@ def cells(line: Line, report: Report) -> tuple[str, ...]:
         span(totals.unknown_ms),
         span(totals.excluded_ms),
         exact_text(line.credit),
-        amount(line.owed, report),
+        amount(line.owed, report.contract),
     )
 
 
