@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controlplane.lagmetrics import lag_metrics
+from controlplane.checkpointmetrics import checkpoint_metrics
 from controlplane.shell.replica import Replica
 from gridkeeper.decision import Versioned
 from gridkeeper.records.jobs import TERMINAL_MIGRATION
@@ -88,7 +88,7 @@ class ReplicaCollector(Collector):
             yield family
         active = sum(v.record.state not in TERMINAL_MIGRATION for v in world.migrations.values())
         yield GaugeMetricFamily("gridkeeper_migrations_active", "migrations under way", value=active)
-        yield from lag_metrics(world)
+        yield from checkpoint_metrics(world)
 
     def _telemetry(self) -> Iterable[Metric]:
         table = self._replica.table

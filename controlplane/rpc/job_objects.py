@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from controlplane.rpc.rows import Inputs, KindSpec, Scene, message, new_object, word, yes
+from failover.domain.lag import Lag, lags
 from failover.domain.scrub import places
-from gridkeeper.ids import RegionId
+from gridkeeper.ids import JobId, RegionId
 from gridkeeper.kinds import checkpoint_name
 from gridkeeper.records.jobs import JobState
 from gridkeeper.v1 import api_pb2
@@ -20,16 +21,19 @@ def run_key(job: str, generation: int, number: int) -> str:
 
 def _job_rows(scene: Scene) -> Iterator[tuple[str, Inputs]]:
     world = scene.world
+    behind: dict[JobId, tuple[Lag, ...]] = {}
+    for lag in lags(world):
+        behind[lag.job] = (*behind.get(lag.job, ()), lag)
     for name, job in world.jobs.items():
         owner = world.ownership.get(name)
         run = None
         if owner:
             run = world.runs.get(run_key(name, owner.record.epoch.generation, owner.record.epoch.number))
-        yield name, (job, owner, run, world.heads.get(name))
+        yield name, (job, owner, run, world.heads.get(name), behind.get(name, ()))
 
 
 def _job(region: RegionId, name: str, inputs: Inputs) -> Object:
-    job, owner, run, head = inputs
+    job, owner, run, head, behind = inputs
     record = job.record
     home = owner.record.region if owner and record.state is not JobState.PENDING else ""
     labels = {
@@ -41,7 +45,16 @@ def _job(region: RegionId, name: str, inputs: Inputs) -> Object:
     }
     item = new_object(api_pb2.KIND_JOB, name, home, inputs, labels)
     item.job.CopyFrom(
-        api_pb2.JobView(record=message(job), ownership=message(owner), run=message(run), head=message(head))
+        api_pb2.JobView(
+            record=message(job),
+            ownership=message(owner),
+            run=message(run),
+            head=message(head),
+            lags=[
+                api_pb2.CheckpointLag(region=lag.region, steps=lag.steps, work_ms=lag.work_ms, bytes=lag.bytes)
+                for lag in behind
+            ],
+        )
     )
     return item
 
@@ -95,7 +108,14 @@ JOBS: tuple[KindSpec, ...] = (
     KindSpec(
         api_pb2.KIND_JOB,
         ("region", "node", "state", "desired", "namespace"),
-        lambda s: (s.world.jobs, s.world.ownership, s.world.runs, s.world.heads),
+        lambda s: (
+            s.world.jobs,
+            s.world.ownership,
+            s.world.runs,
+            s.world.heads,
+            s.world.checkpoints,
+            s.world.regions,
+        ),
         _job_rows,
         _job,
     ),

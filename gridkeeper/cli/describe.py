@@ -42,7 +42,17 @@ RELATED: dict[int, tuple[tuple[Kind.ValueType, str], ...]] = {
 NEWEST = 10
 DURATIONS = frozenset(
     {"heard_age_ms", "metrics_age_ms", "evidence_age_ms", "age_ms", "elapsed_ms", "rto_ms", "rpo_ms", "grace_ms"}
-    | {"lead_ms", "wait_ms", "checkpoint_age_ms", "up_ms", "degraded_ms", "down_ms", "excluded_ms", "unknown_ms"}
+    | {
+        "lead_ms",
+        "wait_ms",
+        "work_ms",
+        "checkpoint_age_ms",
+        "up_ms",
+        "degraded_ms",
+        "down_ms",
+        "excluded_ms",
+        "unknown_ms",
+    }
 )
 """Every other field ending in ``_ms`` is a moment."""
 SENTENCES = frozenset({"witnesses"})

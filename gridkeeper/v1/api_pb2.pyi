@@ -444,6 +444,7 @@ class JobView(_message.Message):
     OWNERSHIP_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
+    LAGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def record(self) -> _records_pb2.JobRecord:
         """what was submitted, and how it stands"""
@@ -460,6 +461,10 @@ class JobView(_message.Message):
     def head(self) -> _records_pb2.HeadRecord:
         """the newest verified checkpoint; null: none yet"""
 
+    @_builtins.property
+    def lags(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointLag]:
+        """how far each region where it may run is behind the head"""
+
     def __init__(
         self,
         *,
@@ -467,14 +472,46 @@ class JobView(_message.Message):
         ownership: _records_pb2.OwnershipRecord | None = ...,
         run: _records_pb2.RunRecord | None = ...,
         head: _records_pb2.HeadRecord | None = ...,
+        lags: _abc.Iterable[Global___CheckpointLag] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "ownership", b"ownership", "record", b"record", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "ownership", b"ownership", "record", b"record", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "lags", b"lags", "ownership", b"ownership", "record", b"record", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
+
+@_typing.final
+class CheckpointLag(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    WORK_MS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    steps: _builtins.int
+    """from the newest checkpoint that was verified there to the head; -1: there is none"""
+    work_ms: _builtins.int
+    """between their commits; -1: there is none"""
+    bytes: _builtins.int
+    """still to be copied, at most"""
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        work_ms: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "region", b"region", "steps", b"steps", "work_ms", b"work_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointLag: _TypeAlias = CheckpointLag  # noqa: Y015
 
 @_typing.final
 class CheckpointView(_message.Message):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controlplane.lagmetrics import lag_metrics
+from controlplane.checkpointmetrics import checkpoint_metrics
 from failover.domain.lag import Lag, lags
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Epoch, JobId, RegionId, Revision
@@ -52,11 +52,12 @@ def test_jobs_that_have_ended_have_no_lag() -> None:
 
 def test_the_metrics_say_the_same() -> None:
     values = {
-        (sample.name, sample.labels["region"]): sample.value
-        for family in lag_metrics(world(kept(10, EAST, WEST), kept(40, EAST)))
+        (sample.name, *sample.labels.values()): sample.value
+        for family in checkpoint_metrics(world(kept(10, EAST, WEST), kept(40, EAST)))
         for sample in family.samples
     }
-    assert values["gridkeeper_checkpoint_lag_steps", "west"] == 30
-    assert values["gridkeeper_checkpoint_lag_seconds", "west"] == 30
-    assert values["gridkeeper_checkpoint_lag_bytes", "west"] == 50
-    assert values["gridkeeper_checkpoint_lag_steps", "east"] == 0
+    assert values["gridkeeper_checkpoint_lag_steps", JOB, "west"] == 30
+    assert values["gridkeeper_checkpoint_lag_seconds", JOB, "west"] == 30
+    assert values["gridkeeper_checkpoint_lag_bytes", JOB, "west"] == 50
+    assert values["gridkeeper_checkpoint_lag_steps", JOB, "east"] == 0
+    assert (values["gridkeeper_checkpoints", "kept"], values["gridkeeper_checkpoints", "damaged"]) == (2, 0)
