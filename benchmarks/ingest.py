@@ -4,7 +4,7 @@
 
 A report is what an agent sends each second: telemetry of 8 devices, a heartbeat, a renewal and a workload report in one
 message, over one TLS connection per node (``benchmarks/load.py``, a process of its own). The yardstick is a grpc.aio
-server with the same mutual TLS, the same messages and the same method: it parses each and drops it, without an answer;
+server with the same mutual TLS, options, messages and method: it parses each and drops it, without an answer;
 it gets the same load from as many connections, before and after. CPU is user and system time of the server's process:
 of the replica, everything that it does meanwhile, its leaders' rounds over all these devices included.
 
@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks.common import cpu_seconds, last_line, machine, running_grid, say, table
 from benchmarks.load import DEVICES, Load
+from controlplane.rpc.agentlink import SERVER_OPTIONS
 from gridkeeper.cli.local.children import free_ports
 from gridkeeper.cli.local.grid import LocalGrid
 from gridkeeper.cli.local.plan import GridOptions
@@ -61,7 +62,7 @@ class Bare(agent_pb2_grpc.AgentLinkServicer):
 
 async def serve_bare(address: str, files: TlsFiles) -> None:
     """For ever."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     agent_pb2_grpc.add_AgentLinkServicer_to_server(Bare(), server)
     server.add_secure_port(address, server_credentials(files))
     await server.start()

@@ -10,7 +10,7 @@ import grpc
 
 from controlplane.garbage import collect_now_and_then
 from controlplane.metrics import serve_metrics
-from controlplane.rpc.agentlink import AgentLinkServicer
+from controlplane.rpc.agentlink import SERVER_OPTIONS, AgentLinkServicer
 from controlplane.rpc.server import add_grid
 from controlplane.shell.replica import Ports, Replica
 from controlplane.shell.tickets import HttpDesk
@@ -28,7 +28,6 @@ from gridkeeper.v1 import agent_pb2_grpc
 
 log = logging.getLogger("gridkeeper.controlplane")
 
-MAX_MESSAGE = 4 * 1024 * 1024
 GRACE_S = 1.0
 
 
@@ -60,13 +59,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     )
     settings = Settings(config.timings, policy)
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE),
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ]
-    )
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     agent_pb2_grpc.add_AgentLinkServicer_to_server(AgentLinkServicer(replica.ingest, config.trust_domain), server)
     add_grid(server, replica.front, replica.front, config.trust_domain)
     server.add_secure_port(config.listen, credentials)

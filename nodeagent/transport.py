@@ -17,6 +17,8 @@ OPTIONS = (
     # One channel per stream, closed with it: a dead peer is noticed by silence, not by the channel's own backoff.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.use_local_subchannel_pool", 1),
+    # As at the other end (``controlplane/rpc/agentlink.py``): an agent is sent little.
+    ("grpc.http2.bdp_probe", 0),
 )
 
 Call = grpc.aio.StreamStreamCall[AgentFrame, ControlFrame]

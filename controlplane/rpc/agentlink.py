@@ -17,6 +17,16 @@ from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
 
 log = logging.getLogger("gridkeeper.agentlink")
 
+MAX_MESSAGE = 4 * 1024 * 1024
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # No ping after each message to measure how much the connection could take: what comes in here is small, and the
+    # pings and their answers, at both ends, are a third of what a message costs.
+    ("grpc.http2.bdp_probe", 0),
+)
+
 Context = grpc.aio.ServicerContext[AgentFrame, ControlFrame]
 
 
