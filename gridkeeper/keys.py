@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gridkeeper.ids import DeviceId, EventId, JobId, MigrationId, NodeId, RegionId, ReplicaId, SpoolId
-from gridkeeper.records import books, care, faults, fleet, jobs, limits, policy
+from gridkeeper.records import books, care, documents, faults, fleet, jobs, limits, policy
 
 ROOT = "/gridkeeper/v1"
 GLOBAL = f"{ROOT}/global/"
@@ -71,6 +71,7 @@ GLOBAL_KINDS: dict[str, type] = {
     "share-acks": limits.ShareRecord,
     "policy": policy.PolicyRecord,
     "policies": policy.PolicyRecord,
+    "documents": documents.DocumentRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -257,6 +258,9 @@ class GlobalKeys:
 
     def policy_version(self, version: int) -> str:
         return f"{GLOBAL}policies/{version:010d}"
+
+    def document(self, kind: str, name: str) -> str:
+        return f"{GLOBAL}documents/{kind}/{name}"
 
     def escrow(self, budget: str) -> str:
         return f"{GLOBAL}escrow/{budget}"

@@ -11,6 +11,7 @@ from gridkeeper.memo import Memo
 from gridkeeper.policy.model import Policy
 from gridkeeper.records.books import AccountRecord
 from gridkeeper.records.care import MaintenanceRecord, ProbeRecord, RepairRecord, WitnessRecord
+from gridkeeper.records.documents import DocumentRecord
 from gridkeeper.records.faults import (
     BudgetRecord,
     DetectorRecord,
@@ -114,6 +115,7 @@ class GlobalState:
     share_acks: Mapping[str, Versioned[ShareRecord]] = field(default_factory=dict)
     policy: Versioned[PolicyRecord] | None = None
     policies: Mapping[str, Versioned[PolicyRecord]] = field(default_factory=dict)
+    documents: Mapping[str, Versioned[DocumentRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 

@@ -23,6 +23,7 @@ NEEDS: dict[str, UserRole] = {
     "PolicyHistory": UserRole.VIEWER,
     "Query": UserRole.VIEWER,
     "LedgerEntries": UserRole.VIEWER,
+    "Documents": UserRole.VIEWER,
     "Cordon": UserRole.OPERATOR,
     "Uncordon": UserRole.OPERATOR,
     "Drain": UserRole.OPERATOR,
@@ -36,6 +37,7 @@ NEEDS: dict[str, UserRole] = {
     "DecideRepair": UserRole.OPERATOR,
     "ResetBreaker": UserRole.OPERATOR,
     "ApplyPolicy": UserRole.ADMIN,
+    "ApplyDocument": UserRole.ADMIN,
 }
 """Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncGenerator, Iterator
 
-from controlplane.rpc import care_intents, drain_intents, explain, intents, moves, policies
+from controlplane.rpc import care_intents, documents, drain_intents, explain, intents, moves, policies
 from controlplane.rpc.acts import Actor, checked_ttl
 from controlplane.rpc.jobspec import checked_spec, name
 from controlplane.rpc.ledger import LedgerPages
@@ -25,6 +25,7 @@ from gridkeeper.ids import JobId
 from gridkeeper.kinds import BY_NUMBER, UnknownKind, object_named
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.records.books import AuditRecord, EntryRecord
+from gridkeeper.records.documents import DocumentRecord
 from gridkeeper.records.policy import PolicyRecord
 from gridkeeper.v1 import api_pb2, records_pb2
 from gridkeeper.v1.api_pb2 import ActResponse, Object, SlaView, WatchEvent
@@ -275,6 +276,38 @@ class GridService:
         records = [_policy(dataclasses.replace(record, text="")) for record in policies.history(self._views.world())]
         return api_pb2.PolicyHistoryResponse(records=records, in_force=self._views.info().policy_version)
 
+    async def apply_document(self, request: api_pb2.ApplyDocumentRequest, who: str) -> api_pb2.ApplyDocumentResponse:
+        wish, views = self._actor.wish(who, request.reason), self._views
+        kind = documents.checked_kind(request.kind)
+
+        def wanted() -> documents.Applied:
+            return documents.apply(
+                kind, request.name, request.text, request.source, request.expect_version, wish, views.world(),
+                views.now(),
+            )  # fmt: skip
+
+        applied = wanted()
+        sentence = applied.sentence
+        if request.dry_run and applied.decision is not None:
+            sentence = f"{kind.value} {applied.record.name}, version {applied.record.version}, would be applied"
+        elif not request.dry_run:
+
+            def plan() -> intents.Plan:
+                nonlocal applied
+                applied = wanted()
+                return intents.Plan(applied.sentence, (f"{kind.value}/{applied.record.name}",), applied.decision)
+
+            await self._actor.carry_out("global", who, plan)
+            sentence = applied.sentence
+        record = applied.record
+        return api_pb2.ApplyDocumentResponse(sentence=sentence, name=record.name, version=record.version)
+
+    async def documents(self, request: api_pb2.DocumentsRequest) -> api_pb2.DocumentsResponse:
+        found = documents.shown(documents.checked_kind(request.kind), request.name, self._views.world())
+        if not request.name:
+            found = tuple(dataclasses.replace(record, text="") for record in found)
+        return api_pb2.DocumentsResponse(records=[_document(record) for record in found])
+
     async def query(self, request: api_pb2.QueryRequest) -> api_pb2.QueryResponse:
         return await self._queries.rows(request)
 
@@ -294,6 +327,12 @@ class GridService:
             policy_version=info.policy_version,
             policy_problem=info.policy_problem,
         )
+
+
+def _document(record: DocumentRecord) -> records_pb2.DocumentRecord:
+    message = codec.to_message(record)
+    assert isinstance(message, records_pb2.DocumentRecord)
+    return message
 
 
 def _policy(record: PolicyRecord) -> records_pb2.PolicyRecord:

@@ -71,6 +71,8 @@ def answers(service: GridService) -> dict[str, Answer]:
         "GetPolicy": lambda request, who, role: service.get_policy(request),
         "PolicyHistory": lambda request, who, role: service.policy_history(),
         "Query": lambda request, who, role: service.query(request),
+        "ApplyDocument": lambda request, who, role: service.apply_document(request, str(who)),
+        "Documents": lambda request, who, role: service.documents(request),
         "LedgerEntries": lambda request, who, role: service.ledger_entries(request),
         "Info": lambda request, who, role: service.info(str(who), role),
         "ResetBreaker": lambda request, who, role: service.reset_breaker(request, str(who)),

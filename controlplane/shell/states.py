@@ -94,6 +94,7 @@ def global_state(mirror: Records) -> GlobalState:
         share_acks=kind("share-acks"),
         policy=mirror.one("policy"),
         policies=kind("policies"),
+        documents=kind("documents"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
     )

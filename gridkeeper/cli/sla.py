@@ -10,7 +10,8 @@ from gridkeeper.cli.columns import uptime
 from gridkeeper.cli.output import print_value
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
 from gridkeeper.cli.sla_books import adjustments, close, receipt, verify
-from gridkeeper.cli.sla_report import contract, report
+from gridkeeper.cli.sla_contract import contract
+from gridkeeper.cli.sla_report import report
 from gridkeeper.cli.sla_whatif import what_if
 from gridkeeper.cli.table import print_table
 from gridkeeper.cli.text import span

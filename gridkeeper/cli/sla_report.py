@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from gridkeeper.cli.session import Session, client_options, pass_session, warn_partial
 from gridkeeper.cli.sla_books import held
+from gridkeeper.cli.sla_contract import read_contract
 from gridkeeper.client.errors import InvalidRequest
 from gridkeeper.clock import SystemClock
-from gridkeeper.sla.contracts import SHIPPED
-
-if TYPE_CHECKING:
-    from gridkeeper.sla.contract import Contract
 
 
 @click.command()
-@click.option("--contract", "path", required=True, metavar="FILE", help="The contract ('gridkeeper sla contract').")
+@click.option("--contract", "path", required=True, metavar="FILE|NAME", help="A file, or one that was applied.")
 @click.option("--month", required=True, metavar="YYYY-MM", help="In the contract's time zone.")
 @click.option("--ledger", default="", metavar="FILE", help="A Parquet file of entries instead of the grid's ledger.")
 @click.option("--save-ledger", default="", metavar="FILE", help="Also write the entries used, as Parquet.")
@@ -30,7 +26,7 @@ def report(session: Session, path: str, month: str, ledger: str, save_ledger: st
 
     \b
     Examples:
-      gridkeeper sla contract aws > contract.yaml
+      gridkeeper sla contract example aws > contract.yaml
       gridkeeper sla report --contract contract.yaml --month 2026-10
       gridkeeper sla report --contract contract.yaml --month 2026-10 -o html > report.html
     """
@@ -38,7 +34,7 @@ def report(session: Session, path: str, month: str, ledger: str, save_ledger: st
     from gridkeeper.sla.months import BadMonth, month_window
     from gridkeeper.sla.report import make_report
 
-    contract = read_contract(path)
+    contract = read_contract(session, path)
     now_ms = SystemClock().wall_ms()
     try:
         window = month_window(month, contract.zone)
@@ -55,27 +51,3 @@ def report(session: Session, path: str, month: str, ledger: str, save_ledger: st
     forms = {"text": render.text, "json": render.json_text, "csv": render.csv_text, "html": page.html}
     sys.stdout.write(forms[output](made))
     return warn_partial(books.partial)
-
-
-@click.command()
-@click.argument("name", type=click.Choice(SHIPPED))
-def contract(name: str) -> int:
-    """A contract shaped like a published one, to edit. Its source, date, and what is not sure are in it."""
-    from gridkeeper.sla.document import shipped_text
-
-    sys.stdout.write(shipped_text(name))
-    return 0
-
-
-def read_contract(path: str) -> Contract:
-    """Raises ``InvalidRequest``; all but the last fault have been printed, one a line."""
-    from gridkeeper.configfile import ConfigError
-    from gridkeeper.sla.document import load_contract
-
-    try:
-        return load_contract(path)
-    except ConfigError as error:
-        faults = str(error).splitlines()
-        for fault in faults[:-1]:
-            print(f"gridkeeper: {fault}", file=sys.stderr)
-        raise InvalidRequest(faults[-1]) from error

@@ -10,7 +10,7 @@ import click
 
 from gridkeeper.cli.session import Session, client_options, pass_session, warn_partial
 from gridkeeper.cli.sla_books import held
-from gridkeeper.cli.sla_report import read_contract
+from gridkeeper.cli.sla_contract import read_contract
 from gridkeeper.cli.table import print_table
 from gridkeeper.client.errors import InvalidRequest
 from gridkeeper.clock import SystemClock
@@ -19,7 +19,7 @@ TITLES = ("COMMITMENT", "SUBJECT", "NOW %", "THEN %", "LEFT", "LEFT THEN", "EFFE
 
 
 @click.command("what-if")
-@click.option("--contract", "path", required=True, metavar="FILE", help="The contract ('gridkeeper sla contract').")
+@click.option("--contract", "path", required=True, metavar="FILE|NAME", help="A file, or one that was applied.")
 @click.option("--down", required=True, multiple=True, metavar="SCOPE", help="device/N/S, node/N, region/R, job/J.")
 @click.option("--for", "duration", required=True, metavar="4h", help="How long: a whole number and m, h or d.")
 @click.option("--ledger", default="", metavar="FILE", help="A Parquet file of entries instead of the grid's ledger.")
@@ -39,7 +39,7 @@ def what_if(session: Session, path: str, down: tuple[str, ...], duration: str, l
     from gridkeeper.sla.render import amount, percent
     from gridkeeper.sla.whatif import effects
 
-    contract = read_contract(path)
+    contract = read_contract(session, path)
     now_ms = SystemClock().wall_ms()
     month = month_of(now_ms, contract.zone)
     books = held(session, ledger, month_window(month, contract.zone), now_ms)

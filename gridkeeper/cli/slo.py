@@ -1,4 +1,4 @@
-"""``gridkeeper slo validate|rules``: service level objectives in OpenSLO v1."""
+"""``gridkeeper slo validate|rules|apply|get``: service level objectives in OpenSLO v1."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gridkeeper.cli.acts import reason_option
+from gridkeeper.cli.documents import apply_document, show_documents
+from gridkeeper.cli.session import Session, client_options, pass_session
 from gridkeeper.client.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from gridkeeper.sla.objectives import Book
+
+KIND = "objectives"
 
 
 @click.group()
@@ -59,6 +64,38 @@ def rules(path: str, output: str) -> int:
     except OSError as error:
         raise InvalidRequest(f"--output: {output}: cannot be written: {error.strerror}") from error
     return 0
+
+
+@slo.command()
+@click.option("-f", "--file", "path", required=True, metavar="FILE", help="OpenSLO documents.")
+@click.option("--name", default="", help="What to call them; default: the file's name without its ending.")
+@reason_option
+@click.option("--dry-run", is_flag=True, help="Check them only.")
+@click.option("--expect-version", type=click.IntRange(0), default=None, metavar="N", help="Only over this version.")
+@client_options
+@pass_session
+def apply(session: Session, path: str, name: str, reason: str, dry_run: bool, expect_version: int | None) -> int:
+    """Keep FILE in the grid, as the newest version of the objectives of that name.
+
+    \b
+    Examples:
+      gridkeeper slo apply -f slo.yaml --reason "stricter on latency"
+    """
+    from gridkeeper.configfile import load_text
+
+    _book(path)
+    wanted = name or Path(path).stem
+    return apply_document(session, KIND, wanted, load_text(path), path, reason, expect_version, dry_run)
+
+
+@slo.command()
+@click.argument("name", required=False, default="")
+@click.option("-o", "--output", type=click.Choice(("yaml", "json")), default="yaml", show_default=True)
+@client_options
+@pass_session
+def get(session: Session, name: str, output: str) -> int:
+    """The objectives NAME as they were applied; without NAME, which there are."""
+    return show_documents(session, KIND, name, output)
 
 
 def _book(path: str) -> Book:

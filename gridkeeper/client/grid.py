@@ -326,6 +326,26 @@ class GridClient:
         request = api_pb2.MigrateJobRequest(job=job, to_region=to_region, reason=reason)
         return await self._act(None, "MigrateJob", request)
 
+    async def apply_document(
+        self, kind: str, name: str, text: str, source: str, reason: str, expect_version: int = -1, dry_run: bool = False
+    ) -> api_pb2.ApplyDocumentResponse:
+        """Make ``text`` the newest version of a contract or of objectives. ``kind``: contract or objectives."""
+        request = api_pb2.ApplyDocumentRequest(
+            kind=kind,
+            name=name,
+            text=text,
+            source=source,
+            reason=reason,
+            expect_version=expect_version,
+            dry_run=dry_run,
+        )
+        return await self._anywhere("ApplyDocument", request, api_pb2.ApplyDocumentResponse)
+
+    async def documents(self, kind: str, name: str = "") -> api_pb2.DocumentsResponse:
+        """One, or ("") all of a kind without their texts."""
+        request = api_pb2.DocumentsRequest(kind=kind, name=name)
+        return await self._anywhere("Documents", request, api_pb2.DocumentsResponse)
+
     async def apply_policy(
         self, text: str, source: str, reason: str, expect_version: int = -1, dry_run: bool = False
     ) -> api_pb2.ApplyPolicyResponse:

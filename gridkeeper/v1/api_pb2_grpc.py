@@ -159,6 +159,16 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.LedgerRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.LedgerResponse.FromString,
                 _registered_method=True)
+        self.ApplyDocument = channel.unary_unary(
+                '/gridkeeper.v1.Grid/ApplyDocument',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ApplyDocumentRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ApplyDocumentResponse.FromString,
+                _registered_method=True)
+        self.Documents = channel.unary_unary(
+                '/gridkeeper.v1.Grid/Documents',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -322,6 +332,19 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyDocument(self, request, context):
+        """Checks a contract or a file of objectives, and unless dry_run makes it the newest version of its name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Documents(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -449,6 +472,16 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.LedgerEntries,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.LedgerRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.LedgerResponse.SerializeToString,
+            ),
+            'ApplyDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyDocument,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ApplyDocumentRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ApplyDocumentResponse.SerializeToString,
+            ),
+            'Documents': grpc.unary_unary_rpc_method_handler(
+                    servicer.Documents,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1126,6 +1159,60 @@ class Grid:
             '/gridkeeper.v1.Grid/LedgerEntries',
             gridkeeper_dot_v1_dot_api__pb2.LedgerRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.LedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/ApplyDocument',
+            gridkeeper_dot_v1_dot_api__pb2.ApplyDocumentRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ApplyDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Documents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Documents',
+            gridkeeper_dot_v1_dot_api__pb2.DocumentsRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.DocumentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,9 @@ class GridStub:
     """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
     LedgerEntries: _grpc.UnaryUnaryMultiCallable[_api_pb2.LedgerRequest, _api_pb2.LedgerResponse]
     """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count."""
+    ApplyDocument: _grpc.UnaryUnaryMultiCallable[_api_pb2.ApplyDocumentRequest, _api_pb2.ApplyDocumentResponse]
+    """Checks a contract or a file of objectives, and unless dry_run makes it the newest version of its name."""
+    Documents: _grpc.UnaryUnaryMultiCallable[_api_pb2.DocumentsRequest, _api_pb2.DocumentsResponse]
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -101,6 +104,9 @@ class GridAsyncStub(GridStub):
     """The rows that a SQL query needs of what this replica holds; the client puts them together and runs it."""
     LedgerEntries: _aio.UnaryUnaryMultiCallable[_api_pb2.LedgerRequest, _api_pb2.LedgerResponse]  # type: ignore[assignment]
     """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count."""
+    ApplyDocument: _aio.UnaryUnaryMultiCallable[_api_pb2.ApplyDocumentRequest, _api_pb2.ApplyDocumentResponse]  # type: ignore[assignment]
+    """Checks a contract or a file of objectives, and unless dry_run makes it the newest version of its name."""
+    Documents: _aio.UnaryUnaryMultiCallable[_api_pb2.DocumentsRequest, _api_pb2.DocumentsResponse]  # type: ignore[assignment]
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -285,5 +291,20 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.LedgerResponse, _abc.Awaitable[_api_pb2.LedgerResponse]]:
         """Entries of the ledger that overlap a time, in order of their scopes: what both sides of a contract count."""
+
+    @_abc_1.abstractmethod
+    def ApplyDocument(
+        self,
+        request: _api_pb2.ApplyDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ApplyDocumentResponse, _abc.Awaitable[_api_pb2.ApplyDocumentResponse]]:
+        """Checks a contract or a file of objectives, and unless dry_run makes it the newest version of its name."""
+
+    @_abc_1.abstractmethod
+    def Documents(
+        self,
+        request: _api_pb2.DocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.DocumentsResponse, _abc.Awaitable[_api_pb2.DocumentsResponse]]: ...
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

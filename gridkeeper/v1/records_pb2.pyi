@@ -530,6 +530,23 @@ UPTIME_CLASS_EXCLUDED: UptimeClass.ValueType  # 4
 UPTIME_CLASS_UNKNOWN: UptimeClass.ValueType  # 5
 Global___UptimeClass: _TypeAlias = UptimeClass  # noqa: Y015
 
+class _DocumentKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DocumentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DocumentKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DOCUMENT_KIND_UNSPECIFIED: _DocumentKind.ValueType  # 0
+    DOCUMENT_KIND_CONTRACT: _DocumentKind.ValueType  # 1
+    DOCUMENT_KIND_OBJECTIVES: _DocumentKind.ValueType  # 2
+
+class DocumentKind(_DocumentKind, metaclass=_DocumentKindEnumTypeWrapper): ...
+
+DOCUMENT_KIND_UNSPECIFIED: DocumentKind.ValueType  # 0
+DOCUMENT_KIND_CONTRACT: DocumentKind.ValueType  # 1
+DOCUMENT_KIND_OBJECTIVES: DocumentKind.ValueType  # 2
+Global___DocumentKind: _TypeAlias = DocumentKind  # noqa: Y015
+
 @_typing.final
 class Epoch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -2684,3 +2701,43 @@ class MetaRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetaRecord: _TypeAlias = MetaRecord  # noqa: Y015
+
+@_typing.final
+class DocumentRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    APPLIED_BY_FIELD_NUMBER: _builtins.int
+    APPLIED_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: Global___DocumentKind.ValueType
+    name: _builtins.str
+    version: _builtins.int
+    text: _builtins.str
+    digest: _builtins.str
+    applied_by: _builtins.str
+    applied_ms: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: Global___DocumentKind.ValueType = ...,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        text: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        applied_by: _builtins.str = ...,
+        applied_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_by", b"applied_by", "applied_ms", b"applied_ms", "digest", b"digest", "kind", b"kind", "name", b"name", "reason", b"reason", "text", b"text", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DocumentRecord: _TypeAlias = DocumentRecord  # noqa: Y015

@@ -20,8 +20,10 @@ import yaml
 
 from gridkeeper.identity import spiffe
 from gridkeeper.ids import JobId
+from gridkeeper.keys import KEYS
 from gridkeeper.kinds import KINDS
 from gridkeeper.records.books import EntryRecord, UptimeClass
+from gridkeeper.records.documents import DocumentKind, DocumentRecord
 from gridkeeper.records.fleet import HealthState
 from tests.fixtures import records
 from tests.fixtures.filled import every_kind, fleet
@@ -280,7 +282,7 @@ async def test_sla_report_from_the_grid(cli: Cli, servers: GridServers, tmp_path
     entry = EntryRecord(account.scope, account.sequence, "", begin, account.since_ms, UptimeClass.UP, "healthy", ())
     grid.put(grid.keys.entry(entry.scope, entry.sequence), entry)
     contract, kept = tmp_path / "c.yaml", tmp_path / "kept.parquet"
-    contract.write_text((await cli("sla", "contract", "aws")).out)
+    contract.write_text((await cli("sla", "contract", "example", "aws")).out)
     month = datetime.fromtimestamp(begin / 1000, UTC).strftime("%Y-%m")
     asked = ("sla", "report", "--contract", str(contract), "--month", month, "-o", "json")
     result = await cli(*asked, "--save-ledger", str(kept))
@@ -289,6 +291,16 @@ async def test_sla_report_from_the_grid(cli: Cli, servers: GridServers, tmp_path
     assert node["subject"] == "node/east-1" and node["totals"]["up_ms"] == 3_600_000
     assert node["totals"]["down_ms"] > 0 and node["outages"][0]["reason"] == "draining"
     frame = pl.read_parquet(kept)
+    assert (await cli("sla", "contract", "get")).err == "no contract has been applied\n"
+    refused = await cli("sla", "contract", "apply", str(contract), "--reason", "signed")
+    assert refused.code == 5 and "ApplyDocument needs admin" in refused.err
+    text = contract.read_text()
+    record = DocumentRecord(DocumentKind.CONTRACT, "aws-compute", 1, text, "d", "user/root", 1, "signed")
+    grid.put(KEYS.document("contract", record.name), record)
+    assert (await cli("sla", "contract", "get", "aws-compute")).out == contract.read_text()
+    named = await cli("sla", "report", "--contract", "aws-compute", "--month", month, "-o", "csv")
+    assert named.code == 0 and "node/east-1" in named.out
+    assert (await cli("sla", "report", "--contract", "none", "--month", month)).code == 4
     assert sorted(frame.filter(pl.col("scope") == entry.scope)["sequence"]) == [3, 4]
 
 

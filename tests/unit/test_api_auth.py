@@ -18,9 +18,9 @@ from tests.fixtures.grid import FakeGrid
 RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
 READS = {
     "List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples", "GetPolicy", "PolicyHistory", "Query",
-    "LedgerEntries",
+    "LedgerEntries", "Documents",
 }  # fmt: skip
-ADMINS = {"ApplyPolicy"}
+ADMINS = {"ApplyPolicy", "ApplyDocument"}
 
 
 def test_the_table_names_every_rpc_and_no_other() -> None:

@@ -14,12 +14,12 @@ from controlplane.store.limits import check_txn
 from gridkeeper import codec, keys
 from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, NodeId, RegionId
 from gridkeeper.ports.store import Compare, PutOp
-from gridkeeper.records import books, care, common, faults, fleet, jobs, limits, policy
+from gridkeeper.records import books, care, common, documents, faults, fleet, jobs, limits, policy
 from gridkeeper.records.faults import BudgetHold, BudgetRecord, HoldKind
 from gridkeeper.records.jobs import OwnershipRecord, Revoke
 from gridkeeper.v1 import records_pb2
 
-MODULES = (common, fleet, faults, jobs, books, limits, care, policy)
+MODULES = (common, fleet, faults, jobs, books, limits, care, policy, documents)
 
 
 def _own(base: type) -> list[type]:

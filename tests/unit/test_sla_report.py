@@ -239,5 +239,5 @@ def test_the_command_reports_from_a_file_and_refuses_what_is_none(
     assert "sequence: this column is missing" in capsys.readouterr().err
     assert run([*arguments[:-2], "--ledger", str(contract)]) == 2
     assert "cannot be read as Parquet" in capsys.readouterr().err
-    assert run(["sla", "contract", "aws"]) == 0
+    assert run(["sla", "contract", "example", "aws"]) == 0
     assert parse_contract(capsys.readouterr().out, "aws").name == "aws-compute"
