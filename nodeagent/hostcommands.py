@@ -17,6 +17,7 @@ import asyncio
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -189,8 +190,11 @@ class HostCommands:
             return DONE, said
         if ended.timed_out:
             return FAILED, f"no end within {command.timeout_ms} ms: {said}"
-        if ended.code == CANNOT_TEST and command.kind == records_pb2.REPAIR_KIND_SELF_TEST:
-            return LOST, said  # neither passed nor failed
+        if command.kind == records_pb2.REPAIR_KIND_SELF_TEST:
+            if ended.code == CANNOT_TEST:
+                return LOST, said  # neither passed nor failed
+            if ended.code == -signal.SIGKILL:
+                return LOST, f"somebody killed it, or the kernel for want of memory: {said}"
         return FAILED, f"exit status {ended.code}: {said}"
 
     async def _reboot(self, begun: Begun, command: HostCommand, argv: tuple[str, ...]) -> tuple[str, str]:

@@ -27,6 +27,9 @@ def main(arguments: list[str]) -> int:
     except CannotTest as error:
         print(f"cannot test: {error}")
         return 3
+    except MemoryError as error:
+        print(f"cannot test: no {options.mib} MiB of main memory are free here ({error or 'MemoryError'}); free some")
+        return 3
     return 0
 
 

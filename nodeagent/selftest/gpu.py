@@ -15,13 +15,23 @@ import numpy as np
 from nodeagent.selftest import cpu
 from nodeagent.selftest.outcome import CannotTest, Failed
 
+OUT_OF_MEMORY = ("out of memory", "_ALLOC_FAILED")
+"""How PyTorch says that others hold the device's memory: ``torch.OutOfMemoryError``, CUDA's cudaErrorMemoryAllocation,
+and CUBLAS_STATUS_ALLOC_FAILED, all of them ``RuntimeError``. Nothing follows from it for the hardware."""
+
 
 def burn(seconds: float, mib: int) -> str:
     """What was done. Raises ``Failed`` and ``CannotTest``."""
     torch = _torch()
     device = torch.device("cuda:0")
-    products = _products(torch, device, time.monotonic() + seconds)
-    blocks = _memory(torch, device, mib)
+    try:
+        products = _products(torch, device, time.monotonic() + seconds)
+        blocks = _memory(torch, device, mib)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        first = str(error).partition("\n")[0]
+        raise CannotTest(f"the device has no {mib} MiB free ({first}); see who uses it") from error
     return f"{products} products and {blocks} blocks of memory on {torch.cuda.get_device_name(0)}"
 
 

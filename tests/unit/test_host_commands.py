@@ -269,6 +269,8 @@ async def test_an_order_that_came_while_another_ran_begins_only_if_it_is_still_r
         (Ended(3, "cannot test: no PyTorch"), LOST, "no PyTorch"),
         (Ended(1, "failed: wrong product"), FAILED, "wrong product"),
         (Ended(-9, "killed", timed_out=True), FAILED, "no end within 1000 ms"),
+        (Ended(-9, ""), LOST, "for want of memory"),
+        (Ended(-11, ""), FAILED, "exit status -11"),
         (CannotTell("its host is gone"), LOST, "its host is gone"),
     ],
 )

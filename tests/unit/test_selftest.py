@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,3 +43,52 @@ def test_as_a_process_it_ends_with_a_status_and_one_line(vendor: str, code: int,
     line = [sys.executable, "-m", "nodeagent.selftest", "--vendor", vendor, "--seconds", "0", "--mib", "8"]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == code and ended.stdout.startswith(word) and ended.stdout.count("\n") == 1
+
+
+LITTLE_MEMORY = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+runpy.run_module("nodeagent.selftest", run_name="__main__")
+"""
+FULL_DEVICE = """
+class OutOfMemoryError(RuntimeError):
+    pass
+
+class cuda:
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 1)
+
+def device(name):
+    return name
+
+def from_numpy(matrix):
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\\nGPU 0 has 79 GiB, 0 free.")
+"""
+
+
+def test_a_host_without_memory_to_spare_is_neither_passed_nor_failed() -> None:
+    """Protects: no device is drained again because others use the memory that its test wants."""
+    line = [sys.executable, "-c", LITTLE_MEMORY, "--vendor", "host", "--seconds", "0", "--mib", "1048576"]
+    few = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env=few)
+    assert ended.returncode == 3 and ended.stdout.startswith("cannot test: no 1048576 MiB"), ended
+    assert ended.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 MiB.", 3, "cannot test: the device has no 8 MiB free (CUDA out"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", 3, "cannot test: the device has no 8 MiB free"),
+        ("CUDA error: uncorrectable ECC error encountered", 1, ""),
+    ],
+)
+def test_an_accelerator_whose_memory_others_hold_is_neither_passed_nor_failed(
+    tmp_path: Path, said: str, code: int, words: str
+) -> None:
+    """Protects: as above; an error of the device itself still fails it."""
+    (tmp_path / "torch.py").write_text(FULL_DEVICE.replace("CUDA out of memory. Tried to allocate 2.00 MiB.", said))
+    line = [sys.executable, "-m", "nodeagent.selftest", "--vendor", "nvidia", "--seconds", "0", "--mib", "8"]
+    fake = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env=fake)
+    assert ended.returncode == code and ended.stdout.startswith(words) and ended.stdout.count("\n") == bool(words)
