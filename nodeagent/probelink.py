@@ -9,6 +9,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 
 from gridkeeper.config import TlsFiles
@@ -22,8 +23,11 @@ from gridkeeper.v1.agent_pb2 import ProbeAnswer
 log = logging.getLogger("gridkeeper.agent.probelink")
 
 MAX_ANSWER = 1_024
-MAX_CALLERS = 32
-"""Probes answered at a time; more are hung up on. Honest control planes ask three peers per silent node."""
+MAX_CALLERS = 64
+"""Callers at a time, handshakes included: each holds a file descriptor. More are hung up on before they cost more."""
+MAX_FROM_ONE = 16
+"""Of these from one address, so that one that only holds the line shuts nobody else out. An honest agent probes at
+most 8 nodes at a time."""
 HANDSHAKE_S = 3
 ANSWER_S = 3
 AGAIN_MS = 5_000
@@ -89,12 +93,15 @@ class TlsProbeAnswerer:
     """Listens at ``listen`` (host:port) and tells callers with a node's certificate which node and boot this is.
     Raises ``TlsError``, ``BadIdentity``."""
 
-    def __init__(self, listen: str, files: TlsFiles, answer: ProbeAnswer, clock: Clock) -> None:
+    def __init__(
+        self, listen: str, files: TlsFiles, answer: ProbeAnswer, clock: Clock, handshake_s: float = HANDSHAKE_S
+    ) -> None:
         self._listen = listen
         self._tls = PeerTls(files)
         self._answer = answer.SerializeToString()
         self._clock = clock
-        self._callers = 0
+        self._handshake_s = handshake_s
+        self._callers: Counter[str] = Counter()
         self.bound: Callable[[int], None] = lambda port: None
         """Told the port once it is listened at."""
 
@@ -103,9 +110,7 @@ class TlsProbeAnswerer:
         host, port = split_address(self._listen)
         while True:
             try:
-                server = await asyncio.start_server(
-                    self._call, host, port, ssl=self._tls.server(), ssl_handshake_timeout=HANDSHAKE_S, limit=MAX_ANSWER
-                )
+                server = await asyncio.start_server(self._call, host, port, limit=MAX_ANSWER, backlog=MAX_CALLERS)
             except OSError as error:
                 log.error("Probes are not answered at %s: %s; trying again.", self._listen, error)
                 await self._clock.sleep(AGAIN_MS)
@@ -115,11 +120,17 @@ class TlsProbeAnswerer:
                 await server.serve_forever()
 
     async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._callers += 1
+        address = str((writer.get_extra_info("peername") or ("",))[0])
+        if self._callers.total() >= MAX_CALLERS or self._callers[address] >= MAX_FROM_ONE:
+            writer.transport.abort()
+            return
+        self._callers[address] += 1
         try:
             self._tls.refresh()
+            # Before anything else is waited for: the caller's first words would be read as if they were not of TLS.
+            await writer.start_tls(self._tls.server(), ssl_handshake_timeout=self._handshake_s)
             caller = self._tls.peer_of(writer.get_extra_info("ssl_object"))
-            if caller.kind is not Kind.NODE or self._callers > MAX_CALLERS:
+            if caller.kind is not Kind.NODE:
                 return
             async with asyncio.timeout(ANSWER_S):
                 writer.write(self._answer)
@@ -129,5 +140,7 @@ class TlsProbeAnswerer:
         except (BadIdentity, TimeoutError, OSError) as error:  # ssl.SSLError is an OSError
             log.info("A probe was not answered: %s", error)
         finally:
-            self._callers -= 1
+            self._callers[address] -= 1
+            if not self._callers[address]:
+                del self._callers[address]
             writer.transport.abort()

@@ -20,7 +20,7 @@ from gridkeeper.identity.tls import channel_credentials, server_credentials
 from gridkeeper.ids import NodeId, RegionId
 from gridkeeper.ports.probe import CannotProbe, Probed
 from gridkeeper.v1.agent_pb2 import ProbeAnswer
-from nodeagent.probelink import TlsProbeAnswerer, TlsProber
+from nodeagent.probelink import HANDSHAKE_S, MAX_CALLERS, MAX_FROM_ONE, TlsProbeAnswerer, TlsProber
 
 EAST = RegionId("east")
 CLOCK = SystemClock()
@@ -36,9 +36,10 @@ def node(authority: CertificateAuthority, where: Path, name: str) -> TlsFiles:
 
 
 @asynccontextmanager
-async def answering(files: TlsFiles, name: str = "east-2") -> AsyncIterator[str]:
+async def answering(files: TlsFiles, name: str = "east-2", handshake_s: float = HANDSHAKE_S) -> AsyncIterator[str]:
     """The address of an answerer that is listened at."""
-    answerer = TlsProbeAnswerer("127.0.0.1:0", files, ProbeAnswer(node=name, boot_id="boot-7"), CLOCK)
+    told = ProbeAnswer(node=name, boot_id="boot-7")
+    answerer = TlsProbeAnswerer("127.0.0.1:0", files, told, CLOCK, handshake_s)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     answerer.bound = port.set_result
     task = asyncio.ensure_future(answerer.run())
@@ -92,6 +93,45 @@ async def test_a_stranger_neither_passes_for_a_node_nor_learns_anything(
             raise ConnectionError("hung up without a word")
         writer.transport.abort()
         assert (await probe(mine, address)).reached, "it goes on answering"
+
+
+async def test_callers_that_only_hold_the_line_are_few_and_shut_nobody_out(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """Protects: the agent's file descriptors, which its jobs and its telemetry need, and the probes of honest peers."""
+    mine = node(authority, tmp_path, "east-1")
+    held: list[asyncio.StreamWriter] = []
+    async with answering(node(authority, tmp_path, "east-2"), handshake_s=3_600) as address:
+        port = int(address.rpartition(":")[2])
+
+        async def hold(source: str, count: int) -> list[asyncio.Task[bytes]]:
+            reading = []
+            for _ in range(count):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+                held.append(writer)
+                reading.append(asyncio.ensure_future(reader.read(1)))
+            return reading
+
+        async def hung_up(reading: list[asyncio.Task[bytes]], most: int) -> None:
+            """All but ``most`` of them, and no more."""
+            while sum(task.done() for task in reading) < len(reading) - most:
+                await asyncio.wait([t for t in reading if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+            assert sum(not task.done() for task in reading) == most
+
+        try:
+            async with asyncio.timeout(30):
+                await hung_up(await hold("127.0.0.2", 3 * MAX_FROM_ONE), MAX_FROM_ONE)
+                assert (await probe(mine, address)).reached, "one address holds its own share alone"
+                sources = [f"127.0.0.{3 + i}" for i in range(MAX_CALLERS // MAX_FROM_ONE)]
+                more = [task for source in sources for task in await hold(source, MAX_FROM_ONE)]
+                await hung_up(more, MAX_CALLERS - MAX_FROM_ONE)
+                for writer in held:
+                    writer.transport.abort()
+                while not (await probe(mine, address)).reached:
+                    pass  # the lines that were let go are noticed meanwhile
+        finally:
+            for writer in held:
+                writer.transport.abort()
 
 
 async def test_nothing_there_hanging_and_impossible_are_told_apart(
