@@ -19,9 +19,10 @@ from gridkeeper.records.fleet import EventKind
 from gridkeeper.telemetry import COLUMN, METRICS
 from nodeagent.backends.polled import MAX_PENDING
 from nodeagent.conditions import Conditions
+from nodeagent.hostchecks.apart import Apart
 from nodeagent.hostchecks.check import Check
 from nodeagent.hostchecks.clock import ClockSkew
-from nodeagent.hostchecks.filesystems import Filesystems
+from nodeagent.hostchecks.filesystems import DiskSpace, ReadOnly
 from nodeagent.hostchecks.infiniband import Infiniband
 from nodeagent.hostchecks.memory import Kernel, Memory, OutOfMemory
 from nodeagent.hostchecks.nics import Nics
@@ -30,6 +31,9 @@ from nodeagent.hostchecks.smart import Smart
 
 MIB = 1024 * 1024
 SLOT = "host0"
+QUICK_MS = 500
+"""So long a sample waits for the checks that it began, in all: far below what counts as a hang of the driver. Later
+ones tell when they are back."""
 
 _CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")  # best first
 
@@ -37,8 +41,8 @@ _CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")  # b
 def all_checks(root: Path) -> tuple[Check, ...]:
     """On a real host. The clock is the kernel's: a tree has none."""
     checks: list[Check] = [
-        Memory(root), OutOfMemory(root), Kernel(root), Filesystems(root), Nics(root), Infiniband(root), Pressure(root),
-        Smart(root),
+        Memory(root), OutOfMemory(root), Kernel(root), ReadOnly(root), DiskSpace(root), Nics(root), Infiniband(root),
+        Pressure(root), Smart(root),
     ]  # fmt: skip
     return (*checks, ClockSkew()) if root == Path("/") else tuple(checks)
 
@@ -53,9 +57,10 @@ class HostBackend:
     def __init__(self, clock: Clock, root: Path = Path("/"), checks: Sequence[Check] | None = None) -> None:
         self._clock = clock
         self._root = root
-        self._checks = tuple(all_checks(root) if checks is None else checks)
-        self._looked: dict[Check, int] = {}  # -> when, boot-time clock
-        self._seen = Conditions(EventKind.HOST, self.name)
+        self._checks = tuple(
+            Apart(check, Conditions(EventKind.HOST, self.name), self._tell)
+            for check in (all_checks(root) if checks is None else checks)
+        )
         self._pending: list[Sighting] = []
         self._news = threading.Condition()
         self._closed = False
@@ -100,6 +105,8 @@ class HostBackend:
         with self._news:
             self._closed = True
             self._news.notify_all()
+        for check in self._checks:
+            check.close()
 
     def _values(self) -> dict[str, float | None]:
         memory = psutil.virtual_memory()
@@ -134,14 +141,12 @@ class HostBackend:
         return float(sum(numbers)) if numbers else None
 
     def _look(self) -> None:
-        """Run the checks that are due."""
+        """Have the checks look that are due, each in its own time; those that are quick are waited for."""
         now_ms = self._clock.mono_ms()
-        for check in self._checks:
-            before = self._looked.get(check)
-            if before is None or now_ms - before >= check.period_ms:
-                self._looked[check] = now_ms
-                check.look(self._seen, now_ms)
-        told = self._seen.take()
+        for check in [check for check in self._checks if check.look(now_ms)]:
+            check.wait((now_ms + QUICK_MS - self._clock.mono_ms()) / 1_000)
+
+    def _tell(self, told: tuple[Sighting, ...]) -> None:
         if told:
             with self._news:
                 self._pending = [*self._pending, *told][-MAX_PENDING:]

@@ -11,7 +11,7 @@ _MOST = 1 << 20  # bytes of one file
 
 
 class Check(Protocol):
-    """Blocking, in the thread of the host backend; called one after the other. What cannot be read is not known: it
+    """Blocking, in a thread of its own (see ``apart``), one look after the other. What cannot be read is not known: it
     neither begins nor ends a condition."""
 
     @property

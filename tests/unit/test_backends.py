@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ from gridkeeper.telemetry import COLUMN
 from nodeagent.backends.host import HostBackend
 from nodeagent.backends.registry import make_backend
 from nodeagent.backends.replay import ReplayBackend, read_trace
+from nodeagent.conditions import Conditions
+from nodeagent.hostchecks.apart import OVERDUE_MS
 from nodeagent.inventory import Inventory, assign_slots
+from tests.unit.test_host_commands import HandClock
 
 
 @pytest.mark.parametrize("spec", ["", "cuda", "amd:", "nvml:1", "host:x", "replay", "replay:"])
@@ -208,3 +212,54 @@ def test_the_host_tells_of_itself_and_of_its_memory_errors(tmp_path: Path) -> No
     assert "2 uncorrectable errors" in event.message
     backend.sample(devices)
     assert backend.wait_events(0) == (), "told once"
+
+
+class _Check:
+    """Tells of each look, unless it ``hangs`` (until ``free`` is set)."""
+
+    period_ms = 0
+
+    def __init__(self, code: HostCode, hangs: bool = False) -> None:
+        self._code = code
+        self._hangs = hangs
+        self.free = threading.Event()
+        self.looks = 0
+
+    def look(self, seen: Conditions, now_ms: int) -> None:
+        self.looks += 1
+        if self._hangs:
+            self.free.wait(60)
+        seen.say("", int(self._code), "x", now_ms)
+
+
+def test_a_check_that_hangs_blinds_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Protects: a disk that answers neither smartctl nor statvfs hides no other fault of its host, is asked once, is
+    said once, and tells when it is back."""
+    clock = HandClock()
+    hung, well = _Check(HostCode.DISK_PRESSURE, hangs=True), _Check(HostCode.NIC_DOWN)
+    backend = HostBackend(clock, checks=(hung, well))
+    devices = backend.open()
+    for _ in range(3):
+        clock.move(OVERDUE_MS)
+        backend.sample(devices)
+        assert [event.code for event in backend.wait_events(5_000)] == [HostCode.NIC_DOWN]
+    assert hung.looks == 1 and not hung.free.is_set()
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["The check _Check has not come back for 30 s"]
+    hung.free.set()
+    assert [event.code for event in backend.wait_events(5_000)] == [HostCode.DISK_PRESSURE]
+    backend.close()
+
+
+def test_a_check_that_fails_is_the_backends_failure() -> None:
+    """Protects: an error in a check's thread is not lost with it."""
+
+    class Broken(_Check):
+        def look(self, seen: Conditions, now_ms: int) -> None:
+            raise ValueError("a number of another shape")
+
+    backend = HostBackend(HandClock(), checks=(Broken(HostCode.NIC_DOWN),))
+    devices = backend.open()
+    with pytest.raises(ValueError, match="another shape"):
+        for _ in range(2):
+            backend.sample(devices)
+    backend.close()

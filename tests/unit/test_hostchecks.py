@@ -17,7 +17,7 @@ from nodeagent.backends.tool import Tool
 from nodeagent.conditions import MAX_LISTED, Conditions
 from nodeagent.hostchecks.check import Check
 from nodeagent.hostchecks.clock import PATIENCE_MS, ClockSkew, ClockState, adjtimex
-from nodeagent.hostchecks.filesystems import Filesystems
+from nodeagent.hostchecks.filesystems import DiskSpace, ReadOnly
 from nodeagent.hostchecks.infiniband import DROP_MS, FLAP_DOWN_MS, Infiniband
 from nodeagent.hostchecks.memory import Kernel, Memory, OutOfMemory
 from nodeagent.hostchecks.nics import Nics
@@ -108,7 +108,7 @@ def _statvfs(free: float, free_inodes: float = 0.5) -> Callable[[str], os.statvf
 
 
 def test_a_file_system_that_turns_read_only(host: Host) -> None:
-    check = Filesystems(host.root, _statvfs(0.5))
+    check = ReadOnly(host.root)
     assert host.look(check) == [], "no /proc/mounts: not known"
     host.put("proc/mounts", MOUNTS.format("rw"))
     assert host.look(check) == []
@@ -126,14 +126,14 @@ def test_a_file_system_that_turns_read_only(host: Host) -> None:
 
 def test_one_that_was_read_only_from_the_start_is_meant_to_be(host: Host) -> None:
     host.put("proc/mounts", MOUNTS.format("ro"))
-    assert host.look(Filesystems(host.root, _statvfs(0.5))) == []
+    assert host.look(ReadOnly(host.root)) == []
 
 
 def test_space_and_inodes_run_out_with_hysteresis(host: Host) -> None:
     host.put("proc/mounts", MOUNTS.format("rw"))
     shares = iter([(0.5, 0.5), (0.04, 0.5), (0.06, 0.5), (0.08, 0.5), (0.5, 0.01)])
     now = [0.5, 0.5]
-    check = Filesystems(host.root, lambda path: _statvfs(*now)(path))
+    check = DiskSpace(host.root, lambda path: _statvfs(*now)(path))
     told = []
     for share in shares:
         now[:] = share
