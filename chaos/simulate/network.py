@@ -154,6 +154,10 @@ class SimNetwork:
         for task in list(self._serving.get(address, ())):
             task.cancel()
 
+    async def ended(self, address: str) -> None:
+        """The streams that ``silence`` broke are over."""
+        await asyncio.gather(*self._serving.get(address, ()), return_exceptions=True)
+
     def answer_probes(self, node: str, boot_id: Callable[[], Awaitable[str | None]]) -> None:
         """``boot_id``: of the agent on that host; None: the host is there, its agent is not. It may never come back."""
         self._answering[node] = boot_id

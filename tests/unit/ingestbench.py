@@ -153,4 +153,8 @@ async def bench() -> AsyncIterator[Bench]:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        for name, replica in zip("ab", b.replicas, strict=True):
+            b.network.silence(name)
+            await b.network.ended(name)
+            await replica.ingest.stop()  # again, as a process does: for the streams that have ended since
         await b.cluster.close()
