@@ -22,6 +22,7 @@ from controlplane.domain.repeats import (
     matching,
     raised,
     remediated,
+    restated,
 )
 from controlplane.domain.repeats import Sighting as RepeatSighting
 from controlplane.domain.words import clock_time, listed, made_id
@@ -137,6 +138,12 @@ class _Digest:
         """The active finding that another one like this joins."""
         return self.active.get(finding.node, {}).get(_key(finding))
 
+    def off_trial(self, finding: FindingRecord) -> FindingRecord | None:
+        """The active one that was raised on trial and is not any more, as it is now."""
+        of_node = self.active.get(finding.node, {})
+        tried = None if finding.shadow else of_node.pop(_key(replace(finding, shadow=True)), None)
+        return replace(tried, shadow=False) if tried else None
+
     def incident_of(self, finding: FindingId) -> str | None:
         """The unresolved incident that a finding belongs to."""
         if self.incidents is None:
@@ -151,6 +158,8 @@ def decide_detection(state: RegionState, settings: Settings, now: Now) -> Decisi
     keys = RegionKeys(state.region)
     if keys.detector in state.suspect_keys:
         return None  # where detection stands is unknown; deciding would conflict for ever, and the mirror says why
+    if renewed := state.memo.once(restated, state.findings, settings.policy):
+        return _restatement(renewed[:BATCH], state, settings.policy, keys)
     digested = state.detector.record.revision if state.detector else 0
     waiting = sorted((v for v in state.events.values() if v.created > digested), key=lambda v: (v.created, v.record.id))
     if not waiting:
@@ -173,6 +182,18 @@ def decide_detection(state: RegionState, settings: Settings, now: Now) -> Decisi
     detector = DetectorRecord(batch[-1].created)
     digest.draft.put(keys.detector, detector, state.detector)
     return _decision(digest, _sentence(digest, len(batch)), batch[0].record)
+
+
+def _restatement(findings: tuple[FindingRecord, ...], state: RegionState, policy: Policy, keys: RegionKeys) -> Decision:
+    """What stands is judged by the policy in force."""
+    draft = Draft()
+    for finding in findings:
+        draft.put(keys.finding(finding.id), finding, state.findings[finding.id])
+    said = listed([f"{f.code} on {subject_of(f)} is {f.severity.value}, {f.action.value}" for f in findings])
+    evidence = tuple(finding.id for finding in findings)
+    subject = f"node/{findings[0].node}"
+    sentence = f"by policy v{policy.version} {said}"
+    return Decision("detect.classify", sentence, draft.writes(), (), subject, evidence, findings[0].trace)
 
 
 def _remediations(state: RegionState, settings: Settings, keys: RegionKeys) -> Decision | None:
@@ -267,6 +288,8 @@ def _raise(digest: _Digest) -> None:
     for rule, record, sighting in tuple(digest.counts.due()):
         finding = raised(rule, record, sighting, digest.policy, digest.state.region)
         same = digest.like(finding)
+        if same is None and record.sticky_until_ms > sighting.event.observed_ms:
+            same = digest.off_trial(finding)
         if same is not None:
             evidence, seen_ms = merged(same.evidence, finding.evidence), max(same.last_ms, finding.observed_ms)
             digest.put(replace(same, evidence=evidence, count=same.count + 1, last_ms=seen_ms))

@@ -266,12 +266,39 @@ def raised(
         rule_version=policy.version,
         active=True,
         trace=event.trace,
-        source=f"policy v{policy.version}, repeat rule {rule.name}",
+        source=_source(rule, policy),
         confidence=Confidence.MEDIUM,
         shadow=rule.mode is Mode.SHADOW or verdict.shadow,
         count=len(record.times_ms),
         job=event.job if of_job else "",
     )
+
+
+def restated(findings: Mapping[str, Versioned[FindingRecord]], policy: Policy) -> tuple[FindingRecord, ...]:
+    """Active findings that say what their rule said in an earlier policy, as it says now: one that sticks is not raised
+    anew for hours. One of a rule on trial is not acted on; that it is off trial only its next sighting says, since the
+    fault itself may be on trial."""
+    rules = {f"repeats/{rule.name}": rule for rule in policy.repeats if rule.mode is not Mode.OFF}
+    found = []
+    for held in findings.values():
+        old = held.record
+        rule = rules.get(old.rule) if old.active else None
+        if rule is None:
+            continue
+        new = replace(
+            old,
+            severity=rule.severity,
+            action=rule.action,
+            fault_class=rule.fault_class or old.fault_class,
+            shadow=old.shadow or rule.mode is Mode.SHADOW,
+        )
+        if new != old:
+            found.append(replace(new, rule_version=policy.version, source=_source(rule, policy)))
+    return tuple(found)
+
+
+def _source(rule: RepeatPolicy, policy: Policy) -> str:
+    return f"policy v{policy.version}, repeat rule {rule.name}"
 
 
 def _within(subject: str, outer: str) -> bool:
@@ -355,7 +382,7 @@ def remediated(
         rule_version=policy.version,
         active=True,
         trace="",
-        source=f"policy v{policy.version}, repeat rule {rule.name}",
+        source=_source(rule, policy),
         confidence=Confidence.MEDIUM,
         shadow=rule.mode is Mode.SHADOW,
         count=len(times),

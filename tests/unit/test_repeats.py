@@ -198,6 +198,38 @@ def test_a_shadow_rule_is_recorded_as_such() -> None:
     assert [f.shadow for f in raised(store)] == [True]
 
 
+def test_what_sticks_follows_a_changed_policy_at_once() -> None:
+    """Protects: what an operator makes graver, milder or a trial counts for what is raised already: for as long as it
+    sticks, it is not raised anew. Nothing but its form changes."""
+    rule = replace(
+        DEFAULTS["fatal-again-and-again"], count=2, severity=Severity.WARNING, action=Action.WATCH, least=Severity.INFO,
+        except_codes=(),
+    )  # fmt: skip
+    store = store_with(rule)
+    see(store, 45)
+    see(store, 45)
+    (before,) = raised(store)
+    assert (before.severity, before.action) == (Severity.WARNING, Action.WATCH) and not store.records("drains")
+
+    def adopt(version: int, **changes: Any) -> None:
+        policy = replace(store.settings.policy, repeats=(replace(rule, **changes),), version=version)
+        store.settings = replace(store.settings, policy=policy)
+
+    adopt(5, severity=Severity.FATAL, action=Action.REPLACE, mode=Mode.SHADOW)
+    store.settle()
+    (trial,) = raised(store)
+    assert trial.shadow and "policy v5" in trial.source
+    assert not [d for d in store.records("drains") if d.state is not DrainState.SHADOW]
+    adopt(6, severity=Severity.FATAL, action=Action.REPLACE)
+    store.settle()
+    assert raised(store) == [trial], "whether the fault itself is on trial is not known before it is seen again"
+    see(store, 45)
+    (after,) = raised(store)
+    assert (after.id, after.observed_ms, after.evidence[:2]) == (before.id, before.observed_ms, before.evidence)
+    assert (after.severity, after.action, after.shadow) == (Severity.FATAL, Action.REPLACE, False)
+    assert [d.device for d in store.records("drains") if d.state is not DrainState.SHADOW] == [G]
+
+
 def test_nothing_is_counted_twice_when_detection_looks_again() -> None:
     """Protects: the detector's mark is lost, everything is digested again, and no count changes."""
     store = store_with("fatal-again-and-again", "page-fault-on-one-gpu")
