@@ -66,11 +66,12 @@ def decide_health(state: RegionState, settings: Settings, now: Now) -> tuple[Dec
         decision = _ended(scene, name) or _device(scene, name, plain)
         if decision is not None:
             decisions.append(decision)
-    for node in sorted(state.nodes):
+    told_of = {*scene.findings, *scene.standing}
+    for node in sorted(NodeId(subject) for subject in told_of if subject in state.nodes):
         decision = _ended(scene, node) or _incidents_only(scene, node, f"node/{node}")
         if decision is not None:
             decisions.append(decision)
-    for subject in sorted({*scene.findings, *scene.standing}):
+    for subject in sorted(told_of):
         if (job := job_of(subject)) is not None:
             decision = _ended(scene, subject) or _incidents_only(scene, subject, f"job/{job}")
             if decision is not None:

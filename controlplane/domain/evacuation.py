@@ -8,12 +8,14 @@ yet counts as present: a process may be about to start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, Epoch, JobId, RegionId
 from gridkeeper.keys import KEYS, RegionKeys
+from gridkeeper.memo import differing
 from gridkeeper.records.jobs import TERMINAL_MIGRATION, OwnershipRecord, ReservationRecord, RunPhase
 from gridkeeper.snapshot import GlobalState, RegionState
 
@@ -32,13 +34,14 @@ def jobs_on(state: RegionState, world: GlobalState, device: DeviceId) -> Presenc
     """What both stores say of one device of this region."""
     jobs: set[JobId] = set()
     released: list[str] = []
-    for job in world.memo.once(_owners, world.ownership).get((state.region, device), ()):
+    named = state.memo.of(_ByDevice).at(state, world)
+    for job in sorted(named.owned.get((state.region, device), ())):
         owner = world.ownership[job].record
         if stopped(world, job, owner.epoch):
             released.append(f"{job} epoch {owner.epoch} is confirmed stopped")
         else:
             jobs.add(job)
-    for job in state.memo.once(_reserved, state.reservations).get(device, ()):
+    for job in sorted(named.reserved.get(device, ())):
         reservation = state.reservations[job]
         held, migration = world.ownership.get(job), world.migrations.get(reservation.record.migration)
         owns = held is not None and held.record.migration == reservation.record.migration
@@ -48,20 +51,41 @@ def jobs_on(state: RegionState, world: GlobalState, device: DeviceId) -> Presenc
     return Presence(frozenset(jobs), tuple(released), _unknown(state, world))
 
 
-def _owners(ownership: Mapping[JobId, Versioned[OwnershipRecord]]) -> dict[tuple[RegionId, DeviceId], list[JobId]]:
-    found: dict[tuple[RegionId, DeviceId], list[JobId]] = {}
-    for job, owner in sorted(ownership.items()):
-        for device in owner.record.devices:
-            found.setdefault((owner.record.region, device), []).append(job)
-    return found
+@dataclass(slots=True)
+class _ByDevice:
+    """Which jobs name a device, kept from look to look: only jobs of which something has changed are looked at anew."""
+
+    ownership: Mapping[JobId, Versioned[OwnershipRecord]] = field(default_factory=dict)
+    reservations: Mapping[JobId, Versioned[ReservationRecord]] = field(default_factory=dict)
+    owned: dict[tuple[RegionId, DeviceId], set[JobId]] = field(default_factory=dict)
+    reserved: dict[DeviceId, set[JobId]] = field(default_factory=dict)
+
+    def at(self, state: RegionState, world: GlobalState) -> _ByDevice:
+        for job in differing(self.ownership, world.ownership):
+            before, after = self.ownership.get(job), world.ownership.get(job)
+            _move(
+                self.owned,
+                job,
+                [(before.record.region, device) for device in before.record.devices] if before else (),
+                [(after.record.region, device) for device in after.record.devices] if after else (),
+            )
+        for job in differing(self.reservations, state.reservations):
+            was, now = self.reservations.get(job), state.reservations.get(job)
+            _move(self.reserved, job, was.record.devices if was else (), now.record.devices if now else ())
+        self.ownership, self.reservations = world.ownership, state.reservations
+        return self
 
 
-def _reserved(reservations: Mapping[JobId, Versioned[ReservationRecord]]) -> dict[DeviceId, list[JobId]]:
-    found: dict[DeviceId, list[JobId]] = {}
-    for job, reservation in sorted(reservations.items()):
-        for device in reservation.record.devices:
-            found.setdefault(device, []).append(job)
-    return found
+K = TypeVar("K")
+
+
+def _move(held: dict[K, set[JobId]], job: JobId, before: Iterable[K], after: Iterable[K]) -> None:
+    for key in before:
+        held[key].discard(job)
+        if not held[key]:
+            del held[key]
+    for key in after:
+        held.setdefault(key, set()).add(job)
 
 
 def stopped(world: GlobalState, job: JobId, epoch: Epoch) -> bool:

@@ -19,7 +19,7 @@ session: when a cut heals, every timer starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from controlplane.domain.grouping import decide_groups, pattern_of, silent_groups
@@ -28,9 +28,10 @@ from controlplane.domain.witnesses import Court, Testimony
 from controlplane.domain.words import duration
 from gridkeeper.decision import ABSENT, Decision, Guard, Now, Put, Versioned
 from gridkeeper.hearing import freeze_fraction, heard
-from gridkeeper.ids import NodeId
+from gridkeeper.ids import NodeId, RegionId
 from gridkeeper.keys import RegionKeys
-from gridkeeper.records.fleet import LivenessRecord, NodeState, SessionRecord
+from gridkeeper.records.faults import ReplicaRecord
+from gridkeeper.records.fleet import LivenessRecord, NodeRecord, NodeState, SessionRecord
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 BATCH = 40
@@ -44,11 +45,21 @@ WITNESSED = "; but there are witnesses that it lives"
 def settled_since(state: RegionState, settings: Settings) -> int | None:
     """When (this process's clock) so many nodes had the sessions that they have now that the region was not in doubt;
     None: they do not have them."""
-    standing = sorted(state.sessions[node].seen_ms for node in state.nodes if heard(state, node))
+    standing = state.memo.once(_standing, state.nodes, state.sessions, state.replicas)
     need = len(state.nodes) - max(1, int(freeze_fraction(settings) * len(state.nodes)))
     if len(standing) < need:
         return None
     return standing[need - 1] if need > 0 else 0
+
+
+def _standing(
+    nodes: Mapping[NodeId, Versioned[NodeRecord]],
+    sessions: Mapping[NodeId, Versioned[SessionRecord]],
+    replicas: Mapping[str, Versioned[ReplicaRecord]],
+) -> list[int]:
+    """When the present sessions of nodes that are heard were first seen, in order."""
+    state = RegionState(RegionId(""), sessions=sessions, replicas=replicas)
+    return sorted(sessions[node].seen_ms for node in nodes if heard(state, node))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +116,17 @@ def _heard(
 ) -> LivenessRecord | None:
     before, boot = old.record if old else None, scene.state.nodes[node].record.boot_id
     reason, witnesses = f"heard by {session.replica}", (f"{session.replica} hears its agent",)
+    if before is not None and before.state is NodeState.ALIVE and before.boot_id in ("", boot):
+        if before.reason.partition(";")[0] == reason:
+            return None  # nearly all nodes nearly always
+        return replace(before, reason=reason, heard_ms=0, witnesses=witnesses, pattern="", boot_id=boot)
     anew = LivenessRecord(node, NodeState.ALIVE, scene.now.ledger_ms, reason, witnesses=witnesses, boot_id=boot)
     if before is None:
         return anew
     if before.boot_id and before.boot_id != boot:
         words = (*witnesses, f"its boot id is {boot}, before: {before.boot_id}")
         return replace(anew, reason=f"{reason}; it has booted anew, so it had failed", witnesses=words)
-    if before.state is not NodeState.ALIVE:
-        return anew
-    if before.reason.partition(";")[0] == reason:
-        return None
-    return replace(before, reason=reason, heard_ms=0, witnesses=witnesses, pattern="", boot_id=boot)
+    return anew
 
 
 def _silent(

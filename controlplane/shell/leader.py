@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 from controlplane.shell.apply import Applier, Conflict, Fence
 from controlplane.shell.grouping import groups
@@ -55,13 +55,14 @@ async def _apply_group(group: tuple[Decision, ...], applier: Applier, actor: str
 
 
 async def lead_loop(name: str, tick: Callable[[], Awaitable[bool]], mirrors: tuple[Mirror, ...], clock: Clock) -> None:
-    """Tick for ever: again at once while ticks write something, else when a mirror moves or ``TICK_MS`` have passed. A
+    """Tick for ever: again at once while ticks write something or the world has changed meanwhile, else when it changes
+    (how far jobs have come alone is nothing to wake up for) or ``TICK_MS`` have passed. A
     store that is away is waited for; nothing is decided on what may be stale by then.
 
     After each tick come as long a time for everything else, at most ``REST_MS``: where a look at the whole region takes
     long, it must not be all that the process does, or the mirrors fall behind what the next look needs."""
     while True:
-        began = clock.mono_ms()
+        began, stirs = clock.mono_ms(), [mirror.stirs for mirror in mirrors]
         try:
             wrote = await tick()
         except StoreError as error:
@@ -71,14 +72,17 @@ async def lead_loop(name: str, tick: Callable[[], Awaitable[bool]], mirrors: tup
         rest_ms = min(REST_MS, clock.mono_ms() - began)
         if rest_ms > 0:
             await clock.sleep(rest_ms)
-        if wrote:
-            continue
-        await wait_any(mirrors, TICK_MS)
+        if not wrote and stirs == [mirror.stirs for mirror in mirrors]:
+            await _first([mirror.wait_stirred(TICK_MS) for mirror in mirrors])
 
 
 async def wait_any(mirrors: tuple[Mirror, ...], timeout_ms: int) -> None:
     """Until one of the mirrors moves, or the time is up."""
-    tasks = [asyncio.ensure_future(mirror.wait_moved(timeout_ms)) for mirror in mirrors]
+    await _first([mirror.wait_moved(timeout_ms) for mirror in mirrors])
+
+
+async def _first(waits: list[Coroutine[None, None, bool]]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -18,6 +18,7 @@ from gridkeeper.ids import Revision
 from gridkeeper.memo import Journal, Memo, Published
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import KeyValue, Store, StoreError, WatchBatch
+from gridkeeper.records.jobs import only_progress
 
 log = logging.getLogger("gridkeeper.mirror")
 
@@ -45,6 +46,10 @@ class Mirror:
         self._shown: frozenset[str] = frozenset()
         self._heard_ms = -STALE_AFTER_MS
         self._moved = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._calm = True
+        self.stirs = 0
+        """Batches so far that changed more than how far jobs have come (``wait_stirred``)."""
         self._awaiting: list[tuple[int, int, asyncio.Future[None]]] = []  # revision, number, who waits for it
         self._awaited = 0
         self._listeners: list[tuple[frozenset[str], Callable[[Changed], None]]] = []
@@ -96,6 +101,11 @@ class Mirror:
                 there.set_result(None)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
+        if not self._calm:
+            self._calm = True
+            self.stirs += 1
+            stirred, self._stirred = self._stirred, asyncio.Event()
+            stirred.set()
 
     def listen(self, kinds: Collection[str], heard: Callable[[Changed], None]) -> None:
         """Call ``heard`` with what has changed in these kinds, after each batch: once now with all that is there. It
@@ -115,7 +125,7 @@ class Mirror:
         for kind, held in before.items():
             self._changed.setdefault(kind, set()).update(held)
             self._unpublished.setdefault(kind, set()).update(held)
-        self._kinds = {kind: {} for kind in before}
+        self._kinds, self._calm = {kind: {} for kind in before}, False
         self._suspect.clear()
         for kv in items:
             kind, _ = self._split(kv.key)
@@ -139,15 +149,20 @@ class Mirror:
             # What it stood for is unknown: it leaves the mirror, and decisions see its key as suspect.
             log.error("%s holds no valid %s: %s", kv.key, record.__name__, error)
             self._suspect.add(kv.key)
+            self._calm = False
             held.pop(name, None)
             return
         self._suspect.discard(kv.key)
         seen = old.seen_ms if old and old.revision == kv.mod_revision else self._clock.mono_ms()
+        if self._calm:
+            known = held.get(name)
+            self._calm = kind == "runs" and known is not None and only_progress(known.record, value)
         held[name] = Versioned(value, kv.mod_revision, kv.create_revision, seen)
 
     def _drop(self, key: str) -> None:
         kind, name = self._split(key)
         self._suspect.discard(key)
+        self._calm = False
         if self._kinds.get(kind, {}).pop(name, None) is not None:
             self._note(kind, name)
 
@@ -208,7 +223,15 @@ class Mirror:
 
     async def wait_moved(self, timeout_ms: int) -> bool:
         """Wait for the next batch of any kind. False: the time was up."""
-        event = self._moved
+        return await self._wait(self._moved, timeout_ms)
+
+    async def wait_stirred(self, timeout_ms: int) -> bool:
+        """Wait for the next batch that changes more than how far jobs have come: hundreds of them tell of a step each
+        second, and nothing that is decided at once rests on it. False: the time was up."""
+        return await self._wait(self._stirred, timeout_ms)
+
+    @staticmethod
+    async def _wait(event: asyncio.Event, timeout_ms: int) -> bool:
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await event.wait()

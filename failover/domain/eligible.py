@@ -96,12 +96,6 @@ def eligible(state: RegionState) -> Mapping[NodeId, list[DeviceId]]:
     return _looked_at(state).eligible
 
 
-def is_eligible(state: RegionState, device: DeviceId) -> bool:
-    """Nothing bars it (``barred``), nor does a drain."""
-    record = state.devices.get(device)
-    return record is not None and device in _looked_at(state).eligible.get(record.record.node, ())
-
-
 def usable_count(state: RegionState) -> int:
     """How many devices are ``usable``."""
     return _looked_at(state).total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from failover.domain.eligible import barred, drained_devices, is_eligible
+from failover.domain.eligible import barred, drained_devices, eligible
 from failover.domain.evidence import open_incidents
 from failover.domain.holders import Holders, Room
 from gridkeeper.decision import Guard, Versioned, guards_of
@@ -135,8 +135,9 @@ def unfit(
     record = reservation.record
     if len(record.devices) != max(1, spec.devices):
         return f"{len(record.devices)} devices are reserved, {spec.devices} are needed"
+    fit = eligible(state).get(record.node, ())
     for device in record.devices:
-        if not is_eligible(state, device):
+        if device not in fit:
             drained = "a drain keeps new work off it" if device in drained_devices(state) else ""
             return f"{device}: {barred(state, device) or drained}"
         if device in excluded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gridkeeper.ids import DeviceId, DrainId, Epoch, IncidentId, JobId, MigrationId, NodeId, RegionId, ReplicaId
 from gridkeeper.records.common import Desired, Label, Stamp
@@ -146,6 +146,11 @@ class RunRecord:
     ended_ms: int
     last_loss: float
     reason: str
+
+
+def only_progress(old: RunRecord, new: RunRecord) -> bool:
+    """Nothing has changed but how far it has come: its newest step, when that was, and its loss."""
+    return replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss) == old
 
 
 @dataclass(frozen=True, slots=True)

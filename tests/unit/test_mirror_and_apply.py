@@ -13,14 +13,17 @@ from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.loop import run_virtual
 from chaos.simulate.store import SimCluster, SimStore
 from controlplane.shell.apply import Applier, Conflict, Fence
+from controlplane.shell.leader import TICK_MS, lead_loop
 from controlplane.shell.mirror import Mirror
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT, Decision, Guard, Put
-from gridkeeper.ids import NodeId, RegionId, Revision
+from gridkeeper.ids import Epoch, JobId, NodeId, RegionId, Revision
+from gridkeeper.keys import KEYS as WORLD
 from gridkeeper.keys import RegionKeys
 from gridkeeper.ports.store import Compare, DeleteOp, PutOp
 from gridkeeper.records.faults import DetectorRecord
 from gridkeeper.records.fleet import LivenessRecord, NodeState
+from gridkeeper.records.jobs import RunPhase, RunRecord
 
 KEYS = RegionKeys(RegionId("east"))
 NODE = NodeId("n1")
@@ -184,3 +187,52 @@ async def test_what_was_handed_out_never_changes(b: Bench) -> None:
     await b.put(_liveness("second"), first)
     assert before[NODE].record.reason == "first"
     assert b.mirror.kind("liveness")[NODE].record.reason == "second"
+
+
+def _run(step: int, phase: RunPhase = RunPhase.RUNNING) -> RunRecord:
+    job, epoch = JobId("job"), Epoch(1, 1)
+    return RunRecord(
+        job, epoch, RegionId("east"), NODE, phase, 0, 0, False, False, -1, 0, step, 1, step, 1, 0, 0.5, ""
+    )  # fmt: skip
+
+
+@virtual
+async def test_progress_of_jobs_wakes_no_leader_and_everything_else_does(b: Bench) -> None:
+    """Protects: hundreds of jobs that tell of their steps do not keep leaders busy."""
+    world = Mirror(b.store, WORLD.root, b.clock)
+    following = asyncio.ensure_future(world.run())
+    key = WORLD.run(JobId("job"), 1, 1)
+
+    async def write(op: PutOp | DeleteOp) -> None:
+        result = await b.store.txn([], [op])
+        assert await world.wait_revision(result.revision, 5_000)
+
+    await write(PutOp(key, codec.encode(_run(1))))
+    stirs, version = world.stirs, world.version
+    await write(PutOp(key, codec.encode(_run(2))))
+    assert (world.stirs, world.version) == (stirs, version + 1)
+    assert [held.record.last_step for held in world.kind("runs").values()] == [2]
+    await write(PutOp(key, codec.encode(_run(2, RunPhase.STOPPING))))
+    await write(DeleteOp(key))
+    assert world.stirs == stirs + 2
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+@virtual
+async def test_what_changes_while_a_leader_looks_is_looked_at_at_once(b: Bench) -> None:
+    """Protects: no change waits for the next look at the timers because it came while a look was under way."""
+    ticks = 0
+
+    async def tick() -> bool:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 1:
+            await b.put(_liveness("changed"), ABSENT)
+        return False
+
+    looking = asyncio.ensure_future(lead_loop("test", tick, (b.mirror,), b.clock))
+    await b.clock.sleep(TICK_MS // 2)
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    assert ticks == 2
