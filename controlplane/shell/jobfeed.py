@@ -38,6 +38,7 @@ from gridkeeper.v1.agent_pb2 import (
 log = logging.getLogger("gridkeeper.jobfeed")
 
 RETRY_MS = 250
+CHECKPOINTS = KEYS.prefix("checkpoints")
 NEVER_MS = -(1 << 40)
 
 
@@ -213,6 +214,9 @@ class JobFeed:
         head = self._world.newest("heads", job)
         if head and head.record.step == ready.step and head.record.digest == ready.digest:
             return ack(True)
+        written = self._world.newest("checkpoints", KEYS.checkpoint(job, ready.step).removeprefix(CHECKPOINTS))
+        if written and (written.record.epoch, written.record.digest) == (epoch, ready.digest):
+            return ack(True)  # as suspect, so it is no head; the answer was late, and the agent asks again
         try:
             manifest = await self._checkpoints.verify(job, ready.step, ready.digest)
         except CheckpointError as error:

@@ -20,6 +20,8 @@ log = logging.getLogger("gridkeeper.store")
 RETRY_MS = 250
 """Pause after a call that failed, and the grain at which the watchdog looks at the clock (a suspended host's sleeps
 do not end on time)."""
+RENEWALS = 6
+"""Per TTL."""
 MARGIN_PART = 5
 """A fifth of the TTL is given up at the end: covers clocks that differ in rate and the time to act on the loss."""
 
@@ -73,7 +75,7 @@ class HeldLease:
             log.warning("Lease %x could not be revoked (%s); it expires within %d ms.", self.id, error, self._ttl_ms)
 
     async def _renew(self) -> str:
-        pause_ms = self._ttl_ms // 4
+        every_ms = pause_ms = self._ttl_ms // RENEWALS
         while True:
             await self._clock.sleep(pause_ms)
             sent_ms = self._clock.mono_ms()
@@ -86,7 +88,8 @@ class HeldLease:
                 pause_ms = min(RETRY_MS, self._ttl_ms // 10)
                 continue
             self._trusted_until_ms = max(self._trusted_until_ms, self._limit(sent_ms, ttl_ms))
-            pause_ms = min(self._ttl_ms, ttl_ms) // 4
+            # From sending to sending: a process that is so busy that answers are late must not rest on top of it.
+            pause_ms = max(1, sent_ms + min(every_ms, ttl_ms // RENEWALS) - self._clock.mono_ms())
 
     async def _expire(self) -> str:
         while True:
