@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gridkeeper.ids import DeviceId, EventId, JobId, MigrationId, NodeId, RegionId, ReplicaId, SpoolId
-from gridkeeper.records import books, care, documents, faults, fleet, jobs, limits, policy
+from gridkeeper.records import books, care, documents, faults, fleet, jobs, limits, policy, regions
 
 ROOT = "/gridkeeper/v1"
 GLOBAL = f"{ROOT}/global/"
@@ -64,6 +64,7 @@ GLOBAL_KINDS: dict[str, type] = {
     "migrations": jobs.MigrationRecord,
     "offers": jobs.OfferRecord,
     "grants": jobs.GrantRecord,
+    "losses": regions.LossRecord,
     "regions": jobs.RegionRecord,
     "leader": faults.LeaderRecord,
     "accounts": books.AccountRecord,
@@ -242,6 +243,9 @@ class GlobalKeys:
 
     def region(self, region: RegionId) -> str:
         return f"{GLOBAL}regions/{region}"
+
+    def loss(self, region: RegionId) -> str:
+        return f"{GLOBAL}losses/{region}"
 
     def account(self, scope: str) -> str:
         return f"{GLOBAL}accounts/{scope}"

@@ -77,6 +77,9 @@ KINDS: tuple[KindInfo, ...] = (
         True,
         "stops automatic drains when too many are wanted",
     ),
+    KindInfo(
+        api_pb2.KIND_LOSS, "loss", "losses", (), "loss", False, "the question whether a region is lost, and its answer"
+    ),
 )
 
 BY_NUMBER: dict[int, KindInfo] = {info.kind: info for info in KINDS}

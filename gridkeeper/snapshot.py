@@ -44,6 +44,7 @@ from gridkeeper.records.jobs import (
 )
 from gridkeeper.records.limits import BreakerRecord, EscrowRecord, RepeatRecord, ShareRecord
 from gridkeeper.records.policy import PolicyRecord
+from gridkeeper.records.regions import LossRecord
 from gridkeeper.timings import Timings
 
 
@@ -116,6 +117,7 @@ class GlobalState:
     policy: Versioned[PolicyRecord] | None = None
     policies: Mapping[str, Versioned[PolicyRecord]] = field(default_factory=dict)
     documents: Mapping[str, Versioned[DocumentRecord]] = field(default_factory=dict)
+    losses: Mapping[RegionId, Versioned[LossRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 

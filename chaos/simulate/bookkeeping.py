@@ -12,7 +12,7 @@ from gridkeeper.ids import DeviceId, NodeId, RegionId, SpoolId, node_of
 from gridkeeper.keys import KEYS, RegionKeys, event_id
 from gridkeeper.records.books import AccountRecord, EntryRecord
 from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord
-from gridkeeper.records.jobs import OwnershipRecord
+from gridkeeper.records.jobs import GrantRecord, OwnershipRecord
 from gridkeeper.snapshot import Settings
 
 REGION_LEADER = frozenset(
@@ -78,8 +78,15 @@ def leaders_guarded(moments: tuple[Moment, ...], settings: Settings) -> Iterator
                     terms[commit.store] = change.created
             if is_global and change.kind == "grants":
                 grants[change.key] = commit.revision
-                if change.old is not None and (change.new is None or change.new.term <= change.old.term):
+                if change.old is not None and not _follows(change.old, change.new):
                     yield Violation(commit.at_ms, "leaders guarded", f"the grant {change.name} goes back")
+
+
+def _follows(old: GrantRecord, new: GrantRecord | None) -> bool:
+    """A later term, or the same one extended or revoked."""
+    if new is None:
+        return False
+    return new.term > old.term or (new.term == old.term and new.replica == old.replica)
 
 
 def _withdraws(change: Changed) -> bool:

@@ -16,7 +16,7 @@ from chaos.simulate.replay import Changed, Moment, replay
 from chaos.simulate.violation import Violation
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.keys import KEYS
-from gridkeeper.records.jobs import CheckpointRecord, HeadRecord, OwnershipRecord, RunPhase, RunRecord
+from gridkeeper.records.jobs import CheckpointRecord, GrantRecord, HeadRecord, OwnershipRecord, RunPhase, RunRecord
 from gridkeeper.snapshot import Settings
 
 Checker = Callable[[tuple[Moment, ...], Settings], Iterator[Violation]]
@@ -77,6 +77,7 @@ class _Ownership:
     revoked: dict[Epoch, int] = field(default_factory=dict)
     stopped: dict[Epoch, int] = field(default_factory=dict)
     valid: dict[tuple[str, Epoch], int | None] = field(default_factory=dict)
+    record: OwnershipRecord | None = None
 
 
 def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
@@ -88,6 +89,8 @@ def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violat
         now = moment.at_ms
         for change in _global(moment, "ownership"):
             yield from _owned(jobs.setdefault(JobId(change.name), _Ownership()), change, now, settings)
+        for change in _global(moment, "grants"):
+            _granted(jobs, change, now)
         for change in _global(moment, "runs"):
             run: RunRecord | None = change.new
             if run is not None and run.phase is RunPhase.EXITED and run.stop_confirmed:
@@ -146,7 +149,24 @@ def _owned(owner: _Ownership, change: Changed, now: int, settings: Settings) -> 
     else:
         owner.revoked.setdefault(record.epoch, now)
     owner.epoch = record.epoch
+    owner.record = record
     owner.nodes[record.epoch] = record.node
+
+
+def _granted(jobs: dict[JobId, _Ownership], change: Changed, now: int) -> None:
+    """While a region's grant is revoked, nothing of it is to be renewed."""
+    grant: GrantRecord | None = change.new
+    if grant is None:
+        return
+    for owner in jobs.values():
+        held = owner.record
+        if held is None or held.region != grant.region:
+            continue
+        place = (held.node, held.epoch)
+        if grant.revoked and owner.valid.get(place, now) is None:
+            owner.valid[place] = now
+        elif not grant.revoked and held.revoke is None:
+            owner.valid[place] = None
 
 
 def _over(owner: _Ownership, epoch: Epoch, now: int, settings: Settings) -> bool:

@@ -28,7 +28,7 @@ from math import ceil
 
 from controlplane.domain.budget import Book, limit_of
 from controlplane.domain.scopes import FLEET
-from failover.domain.requests import grant_guard
+from failover.domain.grants import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Guard, Now, Put
 from gridkeeper.ids import RegionId
 from gridkeeper.keys import KEYS, RegionKeys

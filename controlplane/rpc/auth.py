@@ -36,6 +36,7 @@ NEEDS: dict[str, UserRole] = {
     "CancelMaintenance": UserRole.OPERATOR,
     "DecideRepair": UserRole.OPERATOR,
     "ResetBreaker": UserRole.OPERATOR,
+    "DecideLoss": UserRole.OPERATOR,
     "ApplyPolicy": UserRole.ADMIN,
     "ApplyDocument": UserRole.ADMIN,
 }

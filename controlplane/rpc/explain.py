@@ -8,12 +8,14 @@ from typing import TypeVar
 from controlplane.domain.words import listed
 from controlplane.rpc.thread import Thread
 from gridkeeper.decision import Versioned
+from gridkeeper.ids import RegionId
 from gridkeeper.kinds import checkpoint_name, reference
 from gridkeeper.records.books import AccountRecord, AuditRecord, EntryRecord
 from gridkeeper.records.faults import DrainCost, DrainRecord, FindingRecord, IncidentRecord
 from gridkeeper.records.fleet import EventRecord, HealthRecord, LivenessRecord
 from gridkeeper.records.jobs import MigrationKind, MigrationRecord
 from gridkeeper.records.limits import BreakerRecord
+from gridkeeper.records.regions import LossState
 from gridkeeper.snapshot import GlobalState, RegionState
 from gridkeeper.v1 import api_pb2
 from gridkeeper.v1.api_pb2 import Link
@@ -245,6 +247,9 @@ def _regions(thread: Thread, region: RegionState, world: GlobalState) -> Iterato
                 f"usable, {record.free} free, led by {record.leader}{doubt}"
             )
             yield _link("region.publish", kind, name, record.updated_ms, sentence)
+        yield from _loss(name, world)
+        if name != region.region:
+            continue
         for _, budget in sorted(region.budgets.items()):
             if budget.record.holds:
                 out = sorted({str(hold.device) for hold in budget.record.holds})
@@ -253,6 +258,32 @@ def _regions(thread: Thread, region: RegionState, world: GlobalState) -> Iterato
                 yield _link("budget.reserve", kind, name, 0, sentence)
         for _, found in sorted(region.breakers.items()):
             yield _link("breaker.state", kind, name, found.record.since_ms, _breaker(found.record))
+
+
+def _loss(name: RegionId, world: GlobalState) -> Iterator[Link]:
+    """Its grant, and whether it is or was taken for lost."""
+    grant, loss = world.grants.get(name), world.losses.get(name)
+    if grant is not None:
+        held = grant.record
+        sentence = f"the grant of {name} is held by {held.replica}, term {held.term}"
+        if held.revoked:
+            sentence = f"the grant of {name} is revoked: {held.revoked}; nothing of it is renewed"
+        yield _link("grant.take", api_pb2.KIND_REGION, name, held.granted_ms, sentence)
+    if loss is None:
+        return
+    record, kind = loss.record, api_pb2.KIND_LOSS
+    yield _link("region.suspect", kind, name, record.suspected_ms, f"region {name} may be lost: {record.reason}")
+    if record.decided_ms:
+        said = {
+            LossState.VETOED: "a human vetoed: nothing is taken over",
+            LossState.APPROVED: "a human approved: it is about to be declared lost",
+        }.get(record.state, f"it was declared lost; {record.jobs} jobs were its own, and they are recovered elsewhere")
+        yield _link("region.lost", kind, name, record.decided_ms, f"{said} ({record.decided_by})")
+    if record.returned_ms:
+        sentence = f"region {name} is heard again"
+        if record.decided_ms and not record.decided_by.startswith("user/"):
+            sentence += "; its jobs are fenced there and stay where they went"
+        yield _link("region.heard", kind, name, record.returned_ms, sentence)
 
 
 def _breaker(breaker: BreakerRecord) -> str:

@@ -18,13 +18,28 @@ def _region_rows(scene: Scene) -> Iterator[tuple[str, Inputs]]:
     region = scene.region
     replicas = tuple(v for _, v in sorted(region.replicas.items()))
     budgets = tuple(v for _, v in sorted(region.budgets.items()))
-    yield region.region, (scene.world.regions.get(region.region), budgets, replicas, scene.leader)
+    yield (
+        region.region,
+        (
+            scene.world.regions.get(region.region),
+            budgets,
+            replicas,
+            scene.leader,
+            scene.world.grants.get(region.region),
+            scene.world.losses.get(region.region),
+        ),
+    )
 
 
 def _region(region: RegionId, name: str, inputs: Inputs) -> Object:
-    record, budgets, replicas, leader = inputs
+    record, budgets, replicas, leader, grant, loss = inputs
     # Only records of the region's own store date it: the global one may be another cluster with revisions of its own.
-    labels = {"region": region, "leader": leader, "in_doubt": yes(bool(record and record.record.in_doubt))}
+    labels = {
+        "region": region,
+        "leader": leader,
+        "in_doubt": yes(bool(record and record.record.in_doubt)),
+        "lost": yes(bool(grant and grant.record.revoked)),
+    }
     item = new_object(api_pb2.KIND_REGION, name, region, (budgets, replicas), labels)
     item.region_view.CopyFrom(
         api_pb2.RegionView(
@@ -32,6 +47,8 @@ def _region(region: RegionId, name: str, inputs: Inputs) -> Object:
             budgets=[message(budget) for budget in budgets],
             leader=leader,
             replicas=[message(replica) for replica in replicas],
+            grant=message(grant),
+            loss=message(loss),
         )
     )
     return item
@@ -151,8 +168,15 @@ def _device(region: RegionId, name: str, inputs: Inputs) -> Object:
 FLEET: tuple[KindSpec, ...] = (
     KindSpec(
         api_pb2.KIND_REGION,
-        ("region", "leader", "in_doubt"),
-        lambda s: (s.world.regions, s.region.budgets, s.region.replicas, s.leader),
+        ("region", "leader", "in_doubt", "lost"),
+        lambda s: (
+            s.world.regions,
+            s.region.budgets,
+            s.region.replicas,
+            s.leader,
+            s.world.grants,
+            s.world.losses,
+        ),
         _region_rows,
         _region,
     ),

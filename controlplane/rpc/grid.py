@@ -21,7 +21,7 @@ from controlplane.rpc.trail import AuditTrail
 from controlplane.rpc.watching import Watches
 from gridkeeper import codec
 from gridkeeper.identity.spiffe import UserRole
-from gridkeeper.ids import JobId
+from gridkeeper.ids import JobId, RegionId
 from gridkeeper.kinds import BY_NUMBER, UnknownKind, object_named
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.records.books import AuditRecord, EntryRecord
@@ -218,6 +218,14 @@ class GridService:
             "global",
             who,
             lambda: moves.migrate_job(job, request.to_region, wish, self._views.world(), self._views.now()),
+        )
+
+    async def decide_loss(self, request: api_pb2.LossDecision, who: str) -> ActResponse:
+        wish, region = self._actor.wish(who, request.reason), RegionId(name("region", request.region))
+        return await self._actor.carry_out(
+            "global",
+            who,
+            lambda: moves.decide_loss(region, request.approve, wish, self._views.world(), self._views.now()),
         )
 
     async def job_logs(self, request: api_pb2.JobLogsRequest) -> api_pb2.JobLogsResponse:

@@ -17,6 +17,7 @@ DEFAULT_GRACE_MS = 30_000
 MAX_GRACE_MS = 3_600_000
 MAX_RESTARTS = 1_000
 MAX_DEVICES = 64
+MAX_PRIORITY = 1_000_000
 MAX_ARGUMENTS = 256
 MAX_COMMAND_BYTES = 64 * 1024
 MAX_ENV = 128
@@ -47,6 +48,7 @@ def checked_spec(message: records_pb2.JobSpec, regions: Collection[RegionId]) ->
         handles_sigusr1=spec.handles_sigusr1,
         grace_ms=_between("spec.grace_ms", spec.grace_ms or DEFAULT_GRACE_MS, 0, MAX_GRACE_MS),
         max_restarts=_between("spec.max_restarts", spec.max_restarts, 0, MAX_RESTARTS),
+        priority=_between("spec.priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY),
     )
 
 

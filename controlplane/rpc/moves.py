@@ -1,4 +1,4 @@
-"""Pure: a human's wish to move a job."""
+"""Pure: a human's wish to move a job, or word on a region that may be lost."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from controlplane.rpc.intents import Plan, Wish
 from controlplane.rpc.refusal import invalid, not_found, precondition
 from failover.domain.births import Cause, begin
 from failover.domain.indexes import active_migrations, run_key, run_of, unreadable
-from gridkeeper.decision import Now, guards_of
+from failover.domain.losses import decide_vote
+from gridkeeper.decision import Decision, Now, guards_of
 from gridkeeper.ids import JobId, RegionId
 from gridkeeper.records.common import Desired
 from gridkeeper.records.jobs import TERMINAL_JOB, MigrationKind, RunPhase
+from gridkeeper.records.regions import LossState
 from gridkeeper.snapshot import GlobalState
 
 
@@ -69,3 +71,18 @@ def _checked_region(to_region: str, allowed: tuple[RegionId, ...], world: Global
     if allowed and region not in allowed:
         raise invalid(f"to_region: the job's spec allows {', '.join(allowed)} only; use one of these")
     return region
+
+
+def decide_loss(region: RegionId, approve: bool, wish: Wish, world: GlobalState, now: Now) -> Plan:
+    """A human's word on a region that may be lost."""
+    objects = (f"loss/{region}",)
+    if region not in world.grants:
+        raise not_found("region", region, world.grants.keys(), "in the grid")
+    decided = decide_vote(world, region, approve, wish.actor, wish.reason, wish.trace, now)
+    if isinstance(decided, Decision):
+        return Plan(decided.sentence, objects, decided)
+    held, revoked = world.losses.get(region), world.grants[region].record.revoked
+    wanted = LossState.APPROVED if approve else LossState.VETOED
+    if (approve and revoked) or (held is not None and held.record.state is wanted):
+        return Plan(decided, objects)
+    raise precondition(decided)

@@ -142,6 +142,14 @@ RECORDS: tuple[KindSpec, ...] = (
         ("node", "device", "kind", "state", "drain"),
     ),
     _single(
+        api_pb2.KIND_LOSS,
+        "loss",
+        lambda s: s.world.losses,
+        lambda r: {"region": r.region, "state": word(r.state), "decided_by": r.decided_by},
+        ("state", "decided_by"),
+        region_owned=False,
+    ),
+    _single(
         api_pb2.KIND_MAINTENANCE,
         "maintenance",
         lambda s: s.region.maintenance,

@@ -76,6 +76,7 @@ def answers(service: GridService) -> dict[str, Answer]:
         "LedgerEntries": lambda request, who, role: service.ledger_entries(request),
         "Info": lambda request, who, role: service.info(str(who), role),
         "ResetBreaker": lambda request, who, role: service.reset_breaker(request, str(who)),
+        "DecideLoss": lambda request, who, role: service.decide_loss(request, str(who)),
     }
 
 

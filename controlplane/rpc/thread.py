@@ -89,6 +89,9 @@ def thread_of(kind: int, name: str, region: RegionState, world: GlobalState) -> 
         _now(thread, region)
         _evidence(thread, region)
         return thread
+    elif kind == api_pb2.KIND_LOSS and name in world.losses:
+        thread.regions.add(RegionId(name))
+        return thread
     elif kind == api_pb2.KIND_CHECKPOINT and (found := _checkpoint(name, world)):
         thread.checkpoints.add(found)
         return thread

@@ -75,7 +75,8 @@ class JobFeed:
 
     def renew(self, stream: AgentStream, renewal: Renewal) -> ControlFrame:
         """Acknowledge those epochs that may go on; silence is the answer to the rest."""
-        held = self._view.grant is not None and self._view.grant.region == self._region
+        grant = self._view.grant
+        held = grant is not None and grant.region == self._region and not grant.revoked
         granted = [
             item
             for item in renewal.jobs

@@ -20,16 +20,15 @@ from controlplane.shell.tickets import Tickets
 from failover.checkpoint.collector import Collector
 from failover.checkpoint.replicate import Replicator
 from failover.checkpoint.scrubber import Scrubber
+from failover.domain.grants import decide_grant
 from failover.domain.placement import decide_offers, decide_reservations, published_region
 from failover.domain.requests import decide_requests
-from gridkeeper.decision import ABSENT, Decision, Put
+from gridkeeper.decision import Decision
 from gridkeeper.ids import RegionId, ReplicaId
-from gridkeeper.keys import KEYS
 from gridkeeper.policy.model import CheckpointPolicy
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import StoreError
 from gridkeeper.ports.tickets import TicketDesk
-from gridkeeper.records.jobs import GrantRecord
 from gridkeeper.snapshot import GlobalState, Settings
 
 log = logging.getLogger("gridkeeper.regional")
@@ -125,10 +124,10 @@ class RegionalLeader:
         """What spans both stores: reservations here first, then the global store under the region's grant."""
         if not self._local.fresh or not self._world.fresh:
             return False
-        wrote = await self._take_grant()
+        wrote = await self._hold_grant()
         state, world = region_state(self._region, self._local), global_state(self._world)
         grant = world.grants.get(self._region)
-        if grant is None or grant.record.term != self._fence.term:
+        if grant is None or grant.record.term != self._fence.term or grant.record.revoked:
             return wrote
         now = self._time.now()
         reserve = decide_reservations(state, world, self._settings, now)
@@ -145,18 +144,11 @@ class RegionalLeader:
             decisions.append(capacity)
         return wrote | await apply_all(decisions, self._world_applier, self._actor, None)
 
-    async def _take_grant(self) -> bool:
-        """Hold the region's grant in the global store under this term; a lower term never takes it back."""
-        state = global_state(self._world)
-        held = state.grants.get(self._region)
-        if held is not None and held.record.term >= self._fence.term:
-            return False
-        record = GrantRecord(self._region, self._fence.term, self._replica, self._time.now().ledger_ms)
-        expected = held.revision if held else ABSENT
-        sentence = f"{self._replica} holds the grant of region {self._region}, term {self._fence.term}"
-        put = Put(KEYS.grant(self._region), record, expected)
-        decision = Decision("grant.take", sentence, (put,), subject=f"region/{self._region}")
-        return await apply_all([decision], self._world_applier, self._actor, None)
+    async def _hold_grant(self) -> bool:
+        """The region's grant in the global store, under this term."""
+        world, now = global_state(self._world), self._time.now()
+        decision = decide_grant(self._region, world, self._settings, now, self._fence.term, self._replica)
+        return await apply_all([decision] if decision else [], self._world_applier, self._actor, None)
 
     async def _copy(self) -> None:
         """Bring checkpoints into this region's store and record where they are verified."""

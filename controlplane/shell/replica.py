@@ -271,7 +271,7 @@ class Replica:
         self.leads_world = True
         try:
             leader = GlobalLeader(
-                self.replica, fence, self.world, self._world_applier, self.policies, self._ports.clock
+                self.region, self.replica, fence, self.world, self._world_applier, self.policies, self._ports.clock
             )
             await leader.run()
         finally:

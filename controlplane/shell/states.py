@@ -95,6 +95,7 @@ def global_state(mirror: Records) -> GlobalState:
         policy=mirror.one("policy"),
         policies=kind("policies"),
         documents=kind("documents"),
+        losses=kind("losses"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
     )

@@ -13,10 +13,13 @@ from controlplane.shell.mirror import Mirror
 from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state
 from failover.domain.jobs import decide_jobs
+from failover.domain.losses import decide_losses
 from failover.domain.migrate import decide_migrations
 from failover.domain.retention import decide_retention
-from gridkeeper.ids import ReplicaId
+from gridkeeper.decision import Decision, Now
+from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.ports.clock import Clock
+from gridkeeper.snapshot import GlobalState, Settings
 
 log = logging.getLogger("gridkeeper.worldwide")
 
@@ -25,8 +28,16 @@ class GlobalLeader:
     """One term of leading the global store."""
 
     def __init__(
-        self, replica: ReplicaId, fence: Fence, world: Mirror, applier: Applier, policies: PolicyInForce, clock: Clock
+        self,
+        region: RegionId,
+        replica: ReplicaId,
+        fence: Fence,
+        world: Mirror,
+        applier: Applier,
+        policies: PolicyInForce,
+        clock: Clock,
     ) -> None:
+        self._region = region
         self._actor = f"machine/{replica}"
         self._fence = fence
         self._world = world
@@ -35,16 +46,31 @@ class GlobalLeader:
         self._clock = clock
         booked = [v.record.since_ms for v in world.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
+        self._steady_ms = self._ticked_ms = clock.mono_ms()
 
     async def run(self) -> None:
         """Until cancelled."""
         await lead_loop("global", self._tick, (self._world,), self._clock)
 
     async def _tick(self) -> bool:
+        now = self._clock.mono_ms()
+        if now - self._ticked_ms >= self._policies.settings().timings.fence_ms or not self._world.fresh:
+            self._steady_ms = now  # this process or the store was away: silence meanwhile proves nothing
+        self._ticked_ms = now
         if not self._world.fresh:
             return False
         wrote = False
-        for decide in (decide_jobs, decide_migrations, decide_escrow, decide_job_ledger, decide_retention):
-            decisions = decide(global_state(self._world), self._policies.settings(), self._time.now())
+        for decide in (
+            self._losses,
+            decide_jobs,
+            decide_migrations,
+            decide_escrow,
+            decide_job_ledger,
+            decide_retention,
+        ):
+            decisions = decide(global_state(self._world), self._policies.settings(), self._time.now(self._steady_ms))
             wrote |= await apply_all(decisions, self._applier, self._actor, self._fence)
         return wrote
+
+    def _losses(self, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
+        return decide_losses(world, settings, now, self._region)

@@ -15,6 +15,7 @@ from failover.domain.indexes import (
     succeeded,
     unreadable,
 )
+from failover.domain.losses import queued
 from failover.domain.targets import Wait, seek_target
 from gridkeeper.decision import Decision, Draft, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.keys import KEYS
@@ -42,19 +43,24 @@ def decide_jobs(world: GlobalState, settings: Settings, now: Now) -> tuple[Decis
     """At most one decision per job."""
     if not world.fresh:
         return ()
-    active = active_migrations(world)
+    active, waits = active_migrations(world), queued(world)
     decisions: list[Decision] = []
     for job, record in sorted(world.jobs.items()):
         if record.record.state in TERMINAL_JOB or unreadable(world, job):
             continue
-        decision = _one(world, settings, now, record, active.get(job))
+        decision = _one(world, settings, now, record, active.get(job), waits.get(job, ""))
         if decision is not None:
             decisions.append(decision)
     return tuple(decisions)
 
 
 def _one(
-    world: GlobalState, settings: Settings, now: Now, job: Versioned[JobRecord], active: Migration | None
+    world: GlobalState,
+    settings: Settings,
+    now: Now,
+    job: Versioned[JobRecord],
+    active: Migration | None,
+    waits: str,
 ) -> Decision | None:
     name = job.record.spec.name
     owner = world.ownership.get(name)
@@ -72,7 +78,7 @@ def _one(
         # epoch.
         cause = Cause(MigrationKind.START, f"{name} is wanted to run again", now.ledger_ms, trace=job.record.trace)
         return begin(world, job, owner, cause, now, guards_of([(run_key(name, owner.record.epoch), run)]))
-    state, reason = _seen(world, settings, now, job, owner, run, active)
+    state, reason = _seen(world, settings, now, job, owner, run, active, waits)
     return _told(job, owner, run, state, reason)
 
 
@@ -103,6 +109,7 @@ def _seen(
     owner: Owner,
     run: Run | None,
     active: Migration | None,
+    waits: str,
 ) -> tuple[JobState, str]:
     """State and reason of a job that is owned and wanted. The reason holds no ages: it changes only with its facts."""
     epoch, node = owner.record.epoch, owner.record.node
@@ -110,6 +117,8 @@ def _seen(
     waiting = _waiting(world, settings, now, job, active) if active else ""
     if waiting:
         moving = f"{moving}, {waiting}"
+    if waits and active is None:
+        return JobState.STARTING, f"epoch {epoch} was on {node}; {waits}"
     if run is None:
         return JobState.STARTING, f"epoch {epoch} is to start on {node}; {moving}"
     match run.record.phase:

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from failover.domain.eligible import usable_count
 from failover.domain.fit import NoRoom, Place, blamed, find_place, relied_guards, unfit
+from failover.domain.grants import grant_guard
 from failover.domain.holders import FUTURE, Holders, Room
 from failover.domain.indexes import LANDED, active_migrations, current_offer, is_active, unreadable, wants_to_run
 from failover.domain.occupancy import occupied
 from failover.domain.regions import choose_region
-from failover.domain.requests import grant_guard
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
 from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import JobId, NodeId, ReplicaId

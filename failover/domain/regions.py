@@ -25,7 +25,7 @@ def choose_region(spec: JobSpec, world: GlobalState, migration: MigrationRecord)
     for region, published in world.regions.items():
         if migration.wanted_region and region != migration.wanted_region:
             continue
-        if (spec.regions and region not in spec.regions) or region not in world.grants or published.record.in_doubt:
+        if (spec.regions and region not in spec.regions) or not holds_grant(world, region) or published.record.in_doubt:
             continue
         is_source = region == migration.source_region
         roomy = published.record.largest_free >= need
@@ -42,6 +42,12 @@ def choose_region(spec: JobSpec, world: GlobalState, migration: MigrationRecord)
         )
         ranked.append((rank, region))
     return min(ranked)[1] if ranked else None
+
+
+def holds_grant(world: GlobalState, region: RegionId) -> bool:
+    """It has a grant that is not revoked."""
+    grant = world.grants.get(region)
+    return grant is not None and not grant.record.revoked
 
 
 def is_displaced(world: GlobalState, migration: MigrationRecord) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from failover.domain import evidence
 from failover.domain.births import Cause, begin, ended
+from failover.domain.grants import grant_guard
 from failover.domain.indexes import (
     BEFORE_STOP,
     LANDED,
@@ -22,7 +23,7 @@ from failover.domain.indexes import (
 )
 from failover.domain.withdrawal import THEN, withdraw
 from gridkeeper.decision import Decision, Guard, Now, Put, Versioned, guards_of
-from gridkeeper.ids import DrainId, Epoch, IncidentId, JobId, MigrationId, RegionId
+from gridkeeper.ids import DrainId, Epoch, IncidentId, JobId, MigrationId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
 from gridkeeper.records.faults import DrainMode, DrainRecord, DrainState
@@ -61,12 +62,6 @@ def decide_requests(state: RegionState, world: GlobalState, settings: Settings, 
         if decision is not None:
             decisions.append(decision)
     return tuple(decisions)
-
-
-def grant_guard(world: GlobalState, region: RegionId) -> Guard | None:
-    """A region's leader writes to the global store only while its region's grant is the one it saw."""
-    grant = world.grants.get(region)
-    return Guard(KEYS.grant(region), grant.revision) if grant else None
 
 
 def _leave(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from failover.domain.indexes import current_offer, refused_regions
-from failover.domain.regions import choose_region, no_region
+from failover.domain.regions import choose_region, holds_grant, no_region
 from gridkeeper.decision import Now, Versioned
 from gridkeeper.ids import NodeId
 from gridkeeper.records.jobs import JobSpec, MigrationRecord, OfferRecord
@@ -48,6 +48,8 @@ def seek_target(
     if not record.target_region:
         return _ask(world, spec, record, "")
     offer = current_offer(world, record)
+    if not holds_grant(world, record.target_region):
+        return _ask(world, spec, record, f"region {record.target_region} does not hold its grant any more")
     if offer is not None and not offer.record.refusal:
         return Ready(offer)
     waited = now.mono_ms - migration.seen_ms

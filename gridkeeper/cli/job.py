@@ -29,6 +29,9 @@ def job() -> None:
 @click.option("--prefer-other-region", is_flag=True, help="When displaced, move to another region if it has room.")
 @click.option("--handles-sigusr1", is_flag=True, help="The job writes a checkpoint on SIGUSR1.")
 @click.option("--grace", type=SPAN, default=0, metavar="DURATION", help="From SIGTERM to SIGKILL. Default: 30s.")
+@click.option(
+    "--priority", type=int, default=0, show_default=True, help="Higher goes first if there is not room for all."
+)
 @click.option("--max-restarts", type=int, default=3, show_default=True, help="After crashes of its own doing.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @client_options
@@ -45,6 +48,7 @@ def submit(
     prefer_other_region: bool,
     handles_sigusr1: bool,
     grace: int,
+    priority: int,
     max_restarts: int,
     command: tuple[str, ...],
 ) -> int:
@@ -78,6 +82,7 @@ def submit(
             handles_sigusr1=handles_sigusr1,
             grace_ms=grace,
             max_restarts=max_restarts,
+            priority=priority,
         )
     return tell(call(session, lambda grid: grid.submit_job(to_spec(wanted))))
 

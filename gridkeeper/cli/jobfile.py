@@ -26,6 +26,7 @@ class JobFile:
     handles_sigusr1: bool = False
     grace_ms: int = 0
     max_restarts: int = 3
+    priority: int = 0
 
 
 def to_spec(job: JobFile) -> records_pb2.JobSpec:
@@ -42,6 +43,7 @@ def to_spec(job: JobFile) -> records_pb2.JobSpec:
         handles_sigusr1=job.handles_sigusr1,
         grace_ms=job.grace_ms,
         max_restarts=job.max_restarts,
+        priority=job.priority,
     )
 
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "maintenance": ("gridkeeper.cli.maintenance:maintenance", "Announce work ahead of time; extend it, call it off."),
     "repair": ("gridkeeper.cli.repair:repair", "Approve or reject repairs that wait for a human."),
     "breaker": ("gridkeeper.cli.breaker:breaker", "What stops automatic drains when too many are wanted."),
+    "region": ("gridkeeper.cli.region:region", "Veto or approve that a silent region is taken for lost."),
     "incident": ("gridkeeper.cli.acts:incident", "Acknowledge incidents."),
     "job": ("gridkeeper.cli.job:job", "Submit, stop, move and read jobs."),
     "backtest": ("gridkeeper.cli.backtest:backtest", "What a policy would have done with what happened."),

@@ -346,6 +346,11 @@ class GridClient:
         request = api_pb2.DocumentsRequest(kind=kind, name=name)
         return await self._anywhere("Documents", request, api_pb2.DocumentsResponse)
 
+    async def decide_loss(self, region: str, approve: bool, reason: str = "") -> Act:
+        """Approve or veto that a suspected region is taken for lost."""
+        request = api_pb2.LossDecision(region=region, approve=approve, reason=reason)
+        return await self._act(None, "DecideLoss", request)
+
     async def apply_policy(
         self, text: str, source: str, reason: str, expect_version: int = -1, dry_run: bool = False
     ) -> api_pb2.ApplyPolicyResponse:

@@ -227,6 +227,16 @@ class CheckpointPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionLossPolicy:
+    """When a whole region counts as lost: its grant was not extended for ``after_ms``, nobody vetoed within
+    ``veto_window_ms`` after that, and ``automatic``; else only a human's approval declares it."""
+
+    after_ms: int = 60_000
+    veto_window_ms: int = 120_000
+    automatic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
     has been, and this is the built-in one or that of the configuration."""
@@ -251,3 +261,4 @@ class Policy:
     probation_ms: int = 600_000
     repair_hold_ms: int = 60_000  # drained at least this long before clear evidence moves it on to probation
     checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    region_loss: RegionLossPolicy = field(default_factory=RegionLossPolicy)

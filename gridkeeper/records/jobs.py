@@ -75,6 +75,7 @@ class JobSpec:
     handles_sigusr1: bool  # SIGUSR1 asks for a checkpoint
     grace_ms: int  # between SIGTERM and SIGKILL on a graceful stop
     max_restarts: int  # restarts after a crash of its own doing (no device fault) before the job is failed
+    priority: int = 0  # higher goes first where there is not room for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +246,15 @@ class ReservationRecord:
 
 @dataclass(frozen=True, slots=True)
 class GrantRecord:
-    """global/grants/<region>: the right of a region to keep its jobs alive, held by its leader's term."""
+    """global/grants/<region>: the right of a region to keep its jobs alive, held by its leader's term, and extended by
+    it for as long as it is heard."""
 
     region: RegionId
     term: int
     replica: ReplicaId
     granted_ms: int
+    extended_ms: int = 0  # 0: not since it was granted
+    revoked: str = ""  # why the region is taken for lost; nobody of it renews anything, or writes globally
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_REPAIR: _Kind.ValueType  # 13
     KIND_MAINTENANCE: _Kind.ValueType  # 14
     KIND_BREAKER: _Kind.ValueType  # 15
+    KIND_LOSS: _Kind.ValueType  # 16
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
 
@@ -61,6 +62,7 @@ KIND_FINDING: Kind.ValueType  # 12
 KIND_REPAIR: Kind.ValueType  # 13
 KIND_MAINTENANCE: Kind.ValueType  # 14
 KIND_BREAKER: Kind.ValueType  # 15
+KIND_LOSS: Kind.ValueType  # 16
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
 @_typing.final
@@ -196,6 +198,7 @@ class Object(_message.Message):
     REPAIR_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
     BREAKER_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     kind: Global___Kind.ValueType
     name: _builtins.str
     region: _builtins.str
@@ -234,6 +237,8 @@ class Object(_message.Message):
     def maintenance(self) -> _records_pb2.MaintenanceRecord: ...
     @_builtins.property
     def breaker(self) -> _records_pb2.BreakerRecord: ...
+    @_builtins.property
+    def loss(self) -> _records_pb2.LossRecord: ...
     def __init__(
         self,
         *,
@@ -257,12 +262,13 @@ class Object(_message.Message):
         repair: _records_pb2.RepairRecord | None = ...,
         maintenance: _records_pb2.MaintenanceRecord | None = ...,
         breaker: _records_pb2.BreakerRecord | None = ...,
+        loss: _records_pb2.LossRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "breaker", b"breaker", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "maintenance", b"maintenance", "migration", b"migration", "node", b"node", "region_view", b"region_view", "repair", b"repair", "sla", b"sla", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "breaker", b"breaker", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "loss", b"loss", "maintenance", b"maintenance", "migration", b"migration", "node", b"node", "region_view", b"region_view", "repair", b"repair", "sla", b"sla", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "breaker", b"breaker", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "kind", b"kind", "labels", b"labels", "maintenance", b"maintenance", "migration", b"migration", "name", b"name", "node", b"node", "region", b"region", "region_view", b"region_view", "repair", b"repair", "revision", b"revision", "sla", b"sla", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "breaker", b"breaker", "checkpoint", b"checkpoint", "device", b"device", "drain", b"drain", "event", b"event", "finding", b"finding", "incident", b"incident", "job", b"job", "kind", b"kind", "labels", b"labels", "loss", b"loss", "maintenance", b"maintenance", "migration", b"migration", "name", b"name", "node", b"node", "region", b"region", "region_view", b"region_view", "repair", b"repair", "revision", b"revision", "sla", b"sla", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_view: _TypeAlias = _typing.Literal["region_view", "node", "device", "incident", "drain", "job", "migration", "checkpoint", "sla", "event", "audit", "finding", "repair", "maintenance", "breaker"]  # noqa: Y015
+    _WhichOneofReturnType_view: _TypeAlias = _typing.Literal["region_view", "node", "device", "incident", "drain", "job", "migration", "checkpoint", "sla", "event", "audit", "finding", "repair", "maintenance", "breaker", "loss"]  # noqa: Y015
     _WhichOneofArgType_view: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_view) -> _WhichOneofReturnType_view | None: ...
 
@@ -276,6 +282,8 @@ class RegionView(_message.Message):
     BUDGETS_FIELD_NUMBER: _builtins.int
     LEADER_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     leader: _builtins.str
     """the leading replica; "" when there is none"""
     @_builtins.property
@@ -290,6 +298,14 @@ class RegionView(_message.Message):
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ReplicaRecord]:
         """those that are up"""
 
+    @_builtins.property
+    def grant(self) -> _records_pb2.GrantRecord:
+        """its right to keep jobs alive; null: never granted"""
+
+    @_builtins.property
+    def loss(self) -> _records_pb2.LossRecord:
+        """the newest question whether it is lost; null: never asked"""
+
     def __init__(
         self,
         *,
@@ -297,10 +313,12 @@ class RegionView(_message.Message):
         budgets: _abc.Iterable[_records_pb2.BudgetRecord] | None = ...,
         leader: _builtins.str = ...,
         replicas: _abc.Iterable[_records_pb2.ReplicaRecord] | None = ...,
+        grant: _records_pb2.GrantRecord | None = ...,
+        loss: _records_pb2.LossRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "loss", b"loss", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "leader", b"leader", "record", b"record", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "grant", b"grant", "leader", b"leader", "loss", b"loss", "record", b"record", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,6 +982,32 @@ class RepairDecision(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RepairDecision: _TypeAlias = RepairDecision  # noqa: Y015
+
+@_typing.final
+class LossDecision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    APPROVE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    approve: _builtins.bool
+    """false: veto"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        approve: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "reason", b"reason", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossDecision: _TypeAlias = LossDecision  # noqa: Y015
 
 @_typing.final
 class JobLogsRequest(_message.Message):

@@ -169,6 +169,11 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsResponse.FromString,
                 _registered_method=True)
+        self.DecideLoss = channel.unary_unary(
+                '/gridkeeper.v1.Grid/DecideLoss',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.LossDecision.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -345,6 +350,13 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DecideLoss(self, request, context):
+        """A human's word on a region that may be lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -482,6 +494,11 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.Documents,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.DocumentsResponse.SerializeToString,
+            ),
+            'DecideLoss': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideLoss,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.LossDecision.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1213,6 +1230,33 @@ class Grid:
             '/gridkeeper.v1.Grid/Documents',
             gridkeeper_dot_v1_dot_api__pb2.DocumentsRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.DocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideLoss(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/DecideLoss',
+            gridkeeper_dot_v1_dot_api__pb2.LossDecision.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
             options,
             channel_credentials,
             insecure,

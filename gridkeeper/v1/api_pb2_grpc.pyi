@@ -67,6 +67,8 @@ class GridStub:
     ApplyDocument: _grpc.UnaryUnaryMultiCallable[_api_pb2.ApplyDocumentRequest, _api_pb2.ApplyDocumentResponse]
     """Checks a contract or a file of objectives, and unless dry_run makes it the newest version of its name."""
     Documents: _grpc.UnaryUnaryMultiCallable[_api_pb2.DocumentsRequest, _api_pb2.DocumentsResponse]
+    DecideLoss: _grpc.UnaryUnaryMultiCallable[_api_pb2.LossDecision, _api_pb2.ActResponse]
+    """A human's word on a region that may be lost."""
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -107,6 +109,8 @@ class GridAsyncStub(GridStub):
     ApplyDocument: _aio.UnaryUnaryMultiCallable[_api_pb2.ApplyDocumentRequest, _api_pb2.ApplyDocumentResponse]  # type: ignore[assignment]
     """Checks a contract or a file of objectives, and unless dry_run makes it the newest version of its name."""
     Documents: _aio.UnaryUnaryMultiCallable[_api_pb2.DocumentsRequest, _api_pb2.DocumentsResponse]  # type: ignore[assignment]
+    DecideLoss: _aio.UnaryUnaryMultiCallable[_api_pb2.LossDecision, _api_pb2.ActResponse]  # type: ignore[assignment]
+    """A human's word on a region that may be lost."""
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -306,5 +310,13 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.DocumentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.DocumentsResponse, _abc.Awaitable[_api_pb2.DocumentsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DecideLoss(
+        self,
+        request: _api_pb2.LossDecision,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]:
+        """A human's word on a region that may be lost."""
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -507,6 +507,29 @@ MIGRATION_STATE_ROLLED_BACK: MigrationState.ValueType  # 13
 MIGRATION_STATE_FAILED: MigrationState.ValueType  # 14
 Global___MigrationState: _TypeAlias = MigrationState  # noqa: Y015
 
+class _LossState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LossStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOSS_STATE_UNSPECIFIED: _LossState.ValueType  # 0
+    LOSS_STATE_SUSPECTED: _LossState.ValueType  # 1
+    LOSS_STATE_VETOED: _LossState.ValueType  # 2
+    LOSS_STATE_APPROVED: _LossState.ValueType  # 3
+    LOSS_STATE_DECLARED: _LossState.ValueType  # 4
+    LOSS_STATE_RETURNED: _LossState.ValueType  # 5
+
+class LossState(_LossState, metaclass=_LossStateEnumTypeWrapper): ...
+
+LOSS_STATE_UNSPECIFIED: LossState.ValueType  # 0
+LOSS_STATE_SUSPECTED: LossState.ValueType  # 1
+LOSS_STATE_VETOED: LossState.ValueType  # 2
+LOSS_STATE_APPROVED: LossState.ValueType  # 3
+LOSS_STATE_DECLARED: LossState.ValueType  # 4
+LOSS_STATE_RETURNED: LossState.ValueType  # 5
+Global___LossState: _TypeAlias = LossState  # noqa: Y015
+
 class _UptimeClass:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1924,6 +1947,7 @@ class JobSpec(_message.Message):
     HANDLES_SIGUSR1_FIELD_NUMBER: _builtins.int
     GRACE_MS_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     namespace: _builtins.str
     workdir: _builtins.str
@@ -1933,6 +1957,7 @@ class JobSpec(_message.Message):
     handles_sigusr1: _builtins.bool
     grace_ms: _builtins.int
     max_restarts: _builtins.int
+    priority: _builtins.int
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1954,10 +1979,11 @@ class JobSpec(_message.Message):
         handles_sigusr1: _builtins.bool = ...,
         grace_ms: _builtins.int = ...,
         max_restarts: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "devices", b"devices", "env", b"env", "grace_ms", b"grace_ms", "handles_sigusr1", b"handles_sigusr1", "max_restarts", b"max_restarts", "model", b"model", "name", b"name", "namespace", b"namespace", "prefer_other_region", b"prefer_other_region", "regions", b"regions", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "devices", b"devices", "env", b"env", "grace_ms", b"grace_ms", "handles_sigusr1", b"handles_sigusr1", "max_restarts", b"max_restarts", "model", b"model", "name", b"name", "namespace", b"namespace", "prefer_other_region", b"prefer_other_region", "priority", b"priority", "regions", b"regions", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2447,10 +2473,14 @@ class GrantRecord(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
     GRANTED_MS_FIELD_NUMBER: _builtins.int
+    EXTENDED_MS_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
     region: _builtins.str
     term: _builtins.int
     replica: _builtins.str
     granted_ms: _builtins.int
+    extended_ms: _builtins.int
+    revoked: _builtins.str
     def __init__(
         self,
         *,
@@ -2458,10 +2488,12 @@ class GrantRecord(_message.Message):
         term: _builtins.int = ...,
         replica: _builtins.str = ...,
         granted_ms: _builtins.int = ...,
+        extended_ms: _builtins.int = ...,
+        revoked: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted_ms", b"granted_ms", "region", b"region", "replica", b"replica", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extended_ms", b"extended_ms", "granted_ms", b"granted_ms", "region", b"region", "replica", b"replica", "revoked", b"revoked", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2512,6 +2544,58 @@ class RegionRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegionRecord: _TypeAlias = RegionRecord  # noqa: Y015
+
+@_typing.final
+class LossRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    SUSPECTED_MS_FIELD_NUMBER: _builtins.int
+    VETO_WINDOW_MS_FIELD_NUMBER: _builtins.int
+    GRANT_REVISION_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    DECIDED_MS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    RETURNED_MS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    state: Global___LossState.ValueType
+    reason: _builtins.str
+    silent_ms: _builtins.int
+    suspected_ms: _builtins.int
+    veto_window_ms: _builtins.int
+    grant_revision: _builtins.int
+    decided_by: _builtins.str
+    decided_ms: _builtins.int
+    jobs: _builtins.int
+    returned_ms: _builtins.int
+    trace: _builtins.str
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        state: Global___LossState.ValueType = ...,
+        reason: _builtins.str = ...,
+        silent_ms: _builtins.int = ...,
+        suspected_ms: _builtins.int = ...,
+        veto_window_ms: _builtins.int = ...,
+        grant_revision: _builtins.int = ...,
+        decided_by: _builtins.str = ...,
+        decided_ms: _builtins.int = ...,
+        jobs: _builtins.int = ...,
+        returned_ms: _builtins.int = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_by", b"decided_by", "decided_ms", b"decided_ms", "grant_revision", b"grant_revision", "jobs", b"jobs", "reason", b"reason", "region", b"region", "returned_ms", b"returned_ms", "silent_ms", b"silent_ms", "state", b"state", "suspected_ms", b"suspected_ms", "trace", b"trace", "veto_window_ms", b"veto_window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossRecord: _TypeAlias = LossRecord  # noqa: Y015
 
 @_typing.final
 class Totals(_message.Message):

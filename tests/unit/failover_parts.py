@@ -28,6 +28,7 @@ SETTINGS = Settings(TIGHT)
 GLOBAL_FIELDS = {
     "jobs": "jobs", "ownership": "ownership", "runs": "runs", "heads": "heads", "checkpoints": "checkpoints",
     "migrations": "migrations", "offers": "offers", "grants": "grants", "regions": "regions",
+    "losses": "losses",
 }  # fmt: skip
 REGION_FIELDS = {
     "nodes": "nodes", "devices": "devices", "liveness": "liveness", "health": "health", "cordons": "cordons",

@@ -167,7 +167,7 @@ def test_a_report_that_says_what_the_one_before_did_writes_nothing_and_progress_
                 return len(revisions)
 
             assert await written(10, 0) == 1
-            assert await written(20, 3) == 20 * 1_000 // STEP_EVERY_MS
+            assert abs(await written(20, 3) - 20 * 1_000 // STEP_EVERY_MS) <= 1  # by where in its period it begins
             record, _ = await b.reader.get(KEYS.run(JOB, 1, 4))
             assert record and codec.decode(RunRecord, record.value).last_step >= 7 + 3 * 18
 

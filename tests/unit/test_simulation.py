@@ -14,6 +14,7 @@ from chaos.simulate.__main__ import main
 from chaos.simulate.history import Acked, Commit, Gone, Injected, Renewed, Started, Stepped, Stored
 from chaos.simulate.library import STORIES, run
 from chaos.simulate.play import Outcome
+from chaos.simulate.regions import REGIONS
 from chaos.simulate.silences import SILENCES
 
 SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {
@@ -21,7 +22,7 @@ SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {
     "storm": range(1, 6),
     "shared-budget": range(1, 4),
 }
-SEEDS |= dict.fromkeys(SILENCES, range(1, 3))
+SEEDS |= dict.fromkeys(SILENCES, range(1, 3)) | dict.fromkeys(REGIONS, range(1, 6))
 ROOT = Path(__file__).parents[2]
 DIGESTS = """
 from chaos.simulate.library import STORIES, run
