@@ -174,6 +174,27 @@ def test_a_report_that_says_what_the_one_before_did_writes_nothing_and_progress_
     run_virtual(main())
 
 
+def test_what_a_stream_remembers_of_runs_is_of_those_that_are_reported() -> None:
+    """Protects: a replica's memory from a node that has had a million runs."""
+
+    async def main() -> None:
+        async with bench() as b:
+            session = await b.open(hello())
+            await until(session, "welcome")
+            stream = b.replicas[0].ingest.streams[NodeId("n1")]
+            for number in range(4, 10):
+                await b.own(JOB, number)
+                said = workload("RUNNING", 7)
+                said.epoch.number = number
+                for _ in range(2):
+                    await session.send(report(said))
+                    await b.clock.sleep(1_000)
+                run = (JOB, Epoch(1, number))
+                assert set(stream.written_ms) == set(stream.noted) == {run}
+
+    run_virtual(main())
+
+
 STEPS = st.integers(-1, 4)
 SAID = st.builds(
     Workload,
