@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -24,8 +24,24 @@ MAX_REPEATS = 32
 BUILT_IN = "built-in policy"
 
 
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """The same by its text alone."""
+
+    text: str
+    source: str = field(compare=False)
+
+
 def parse_policy(text: str, source: str, version: int = 0) -> Policy:
     """The policy that the document says, under the version that the store gave it. Raises ``ConfigError``."""
+    return replace(_parsed(_Document(text, source)), version=version)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(document: _Document) -> Policy:
+    """Kept, since one of the largest size takes 0.6 s of the event loop, and whoever checks it, compares it, copies it
+    or decides by it asks for it. What is wrong is not kept: it names its source."""
+    text, source = document.text, document.source
     size = len(text.encode())
     if size > MAX_BYTES:
         raise ConfigError(f"{source}: {size} bytes; a policy has at most {MAX_BYTES}")
@@ -40,7 +56,7 @@ def parse_policy(text: str, source: str, version: int = 0) -> Policy:
         )
     if len(policy.repeats) > MAX_REPEATS:
         raise ConfigError(f"{source}: repeats: {len(policy.repeats)} rules; use at most {MAX_REPEATS}")
-    return replace(policy, version=version)
+    return policy
 
 
 def growths_of(policy: Policy) -> tuple[Growth, ...]:

@@ -101,6 +101,15 @@ def test_the_version_is_the_stores_to_give() -> None:
     ]
 
 
+def test_a_document_is_read_once_and_what_is_wrong_with_it_names_who_asks() -> None:
+    """Protects: the event loop of a replica, where everybody who needs the policy asks for it again."""
+    first, again = parse_policy(RULE, "p.yaml"), parse_policy(RULE, "policy version 3", 3)
+    assert again.rules is first.rules and (first.version, again.version) == (0, 3)
+    for source in ("p.yaml", "policy version 3"):
+        with pytest.raises(ConfigError, match=f"^{source}:1: "):
+            parse_policy("probation_ms: -1\n", source)
+
+
 def test_memory_is_bounded() -> None:
     assert "a policy has at most" in faults("# " + "x" * MAX_BYTES)[0]
     rule = (
