@@ -173,7 +173,8 @@ def _breakers(breakers: tuple[BreakerPolicy, ...]) -> None:
 
 def _expression(value: str) -> None:
     # Imported when there is a rule: the agent, which has none, needs neither Polars nor a SQL parser.
-    from gridkeeper.policy.expression import BadExpression, compile_expression
+    from gridkeeper.policy.expression import compile_expression
+    from gridkeeper.policy.terms import BadExpression
 
     try:
         compile_expression(value)

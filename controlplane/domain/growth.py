@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from controlplane.domain.fleet import FleetTable
-from gridkeeper.policy.expression import Growth
+from gridkeeper.policy.terms import Growth
 
 COPIES = 12
 """Copies of a counter's column that span its window: growth is told over at least eleven twelfths of it, never over

@@ -10,8 +10,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from gridkeeper.configfile import ConfigError, dump, load_text, parse
-from gridkeeper.policy.expression import Growth, compile_expression
+from gridkeeper.policy.expression import compile_expression
 from gridkeeper.policy.model import Policy
+from gridkeeper.policy.terms import Growth
 
 MAX_BYTES = 128 * 1024
 """Of a document: replicas hold a hundred versions in memory, and read one between two decisions."""

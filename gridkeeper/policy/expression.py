@@ -1,59 +1,27 @@
 """The language of rules: a SQL expression over the fleet table, checked against a list of what is allowed, and compiled
 once to a Polars expression.
 
-Only what is listed here exists. A table function, a subquery, a statement, or any function that is not ours has no
-entry, so nothing in an expression can reach outside the table. Logic is three-valued: a value that is not known makes
-a comparison unknown (null), never false; ``unknown AND false`` is false, ``unknown OR true`` is true.
+Only what is listed in ``terms`` exists. A table function, a subquery, a statement, or any function that is not ours has
+no entry, so nothing in an expression can reach outside the table. Logic is three-valued: a value that is not known
+makes a comparison unknown (null), never false; ``unknown AND false`` is false, ``unknown OR true`` is true.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import math
-import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import polars as pl
 import sqlglot
 from sqlglot import expressions as sql
 from sqlglot.errors import SqlglotError
 
-from gridkeeper.policy.columns import COLUMNS, Column, Type
+from gridkeeper.policy.columns import Type
+from gridkeeper.policy.terms import BadExpression, Builder, Growth, quoted
 
 MAX_LENGTH = 4_096
 MAX_NODES = 500
-MAX_DIGITS = 30
-BITS = 24
-"""Bits of a float32 that are exact, so that ``bit`` can see them."""
-
-DEFAULT_WINDOW_MS = 60_000
-LEAST_WINDOW_MS, MOST_WINDOW_MS = 10_000, 3_600_000
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
-
-FUNCTIONS = (
-    "abs", "bit", "ceil", "coalesce", "floor", "greatest", "growth", "least", "rate", "round", "sqrt",
-)  # fmt: skip
-"""What an expression may call; ``CASE`` besides."""
-
-
-class BadExpression(ValueError):
-    """Text that is no allowed expression: what is wrong, where it is in the text, and the remedy."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Growth:
-    """How much a counter grew within the last ``window_ms``: a column that the rule engine makes."""
-
-    metric: str
-    window_ms: int
-
-    @property
-    def column(self) -> str:
-        return f"growth({self.metric},{self.window_ms})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +34,18 @@ class Compiled:
     growths: tuple[Growth, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    expr: pl.Expr
-    type: Type
-
-
 @functools.lru_cache(maxsize=1_024)
 def compile_expression(text: str) -> Compiled:
     """The condition that ``text`` says. Raises ``BadExpression``."""
-    builder = _Builder()
+    builder = Builder()
     try:
         value = builder.value(_parsed(text))
     except RecursionError as error:
         raise BadExpression("is nested too deeply; split it into several rules") from error
     if value.type is not Type.TRUTH:
-        raise BadExpression(f"{_quoted(text)} is {value.type.value}, not a condition; compare it with something")
+        raise BadExpression(f"{quoted(text)} is {value.type.value}, not a condition; compare it with something")
     if not builder.columns and not builder.growths:
-        raise BadExpression(f"{_quoted(text)} looks at no column, so it would be the same for every device; name one")
+        raise BadExpression(f"{quoted(text)} looks at no column, so it would be the same for every device; name one")
     return Compiled(text, value.expr, tuple(sorted(builder.columns)), tuple(sorted(builder.growths)))
 
 
@@ -100,7 +62,7 @@ def _parsed(text: str) -> sql.Expression:
         raise BadExpression(f"holds {len(found)} statements; write one condition, without ';'")
     tree = found[0]
     if not isinstance(tree, sql.Expression):
-        raise BadExpression(f"{_quoted(text)} is not an expression; write it like temperature_c > 85")
+        raise BadExpression(f"{quoted(text)} is not an expression; write it like temperature_c > 85")
     if sum(1 for _ in tree.walk()) > MAX_NODES:
         raise BadExpression(f"has more than {MAX_NODES} parts; split it into several rules")
     return tree
@@ -116,312 +78,3 @@ def told(error: SqlglotError) -> str:
     place = f"line {first.get('line')}, column {first.get('col')}"
     what = str(first.get("description") or "syntax error").rstrip(".")
     return f"{what} at {place}" + (f", near {near!r}" if near else "")
-
-
-def _quoted(node: sql.Expression | str) -> str:
-    text = node if isinstance(node, str) else node.sql()
-    return repr(text if len(text) <= 80 else text[:77] + "…")
-
-
-@dataclass(slots=True)
-class _Builder:
-    """Walks the parsed tree; a node that has no case here is refused."""
-
-    columns: set[str] = field(default_factory=set)
-    growths: set[Growth] = field(default_factory=set)
-
-    def value(self, node: sql.Expression) -> _Value:
-        build = _BUILD.get(type(node))
-        if build is None:
-            raise BadExpression(_not_allowed(node))
-        return build(self, node)
-
-    def of(self, node: sql.Expression, wanted: Type) -> pl.Expr:
-        """The operand, which must be of this type."""
-        found = self.value(node)
-        if found.type is not wanted:
-            raise BadExpression(f"{_quoted(node)} is {found.type.value} where {wanted.value} is needed")
-        return found.expr
-
-    def column(self, node: sql.Column) -> Column:
-        if len(node.parts) != 1:
-            raise BadExpression(f"{_quoted(node)}: a rule sees one table; write the column's name alone")
-        name = node.name
-        known = COLUMNS.get(name)
-        if known is None:
-            near = difflib.get_close_matches(name.lower(), COLUMNS, n=3, cutoff=0.5)
-            near += [other for other in COLUMNS if other.startswith(name.lower() + "_")][:3]
-            hint = (
-                f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "docs/policy.md lists those there are"
-            )
-            raise BadExpression(f"there is no column {name[:80]!r}; {hint}")
-        return known
-
-
-def _not_allowed(node: sql.Expression) -> str:
-    if isinstance(node, sql.Anonymous):
-        name = node.name.lower()
-        near = difflib.get_close_matches(name, FUNCTIONS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FUNCTIONS)}"
-        return f"there is no function {name[:80]!r}; {hint}"
-    if isinstance(node, sql.Query | sql.Subquery):
-        return f"{_quoted(node)}: a rule looks at one device's row; queries and subqueries are not allowed here"
-    if isinstance(node, sql.Func):
-        return f"the function {node.sql_name().lower()!r} is not allowed here; there are {', '.join(FUNCTIONS)}"
-    if isinstance(node, sql.DDL | sql.DML | sql.Command | sql.Drop):
-        return f"{_quoted(node)} is a statement; write a condition such as temperature_c > 85"
-    return f"{_quoted(node)} ({node.key}) is not allowed in a rule; use comparisons, AND, OR, NOT, CASE and arithmetic"
-
-
-_Build = Callable[[_Builder, Any], _Value]
-"""A node of the kind that it is entered for in ``_BUILD``."""
-
-
-def _column(b: _Builder, node: Any) -> _Value:
-    column = b.column(node)
-    b.columns.add(column.name)
-    return _Value(pl.col(column.name), column.type)
-
-
-def _literal(_: _Builder, node: Any) -> _Value:
-    if node.is_string:
-        return _Value(pl.lit(node.this), Type.TEXT)
-    if len(node.this) > MAX_DIGITS:
-        raise BadExpression(f"the number {node.this[:20]}… has {len(node.this)} digits; use at most {MAX_DIGITS}")
-    value = float(node.this)
-    if not math.isfinite(value):
-        raise BadExpression(f"the number {node.this} is too large")
-    return _Value(pl.lit(value), Type.NUMBER)
-
-
-def _boolean(_: _Builder, node: Any) -> _Value:
-    return _Value(pl.lit(bool(node.this)), Type.TRUTH)
-
-
-def _both(join: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> _Build:
-    """AND, OR."""
-
-    def build(b: _Builder, node: Any) -> _Value:
-        return _Value(join(b.of(node.left, Type.TRUTH), b.of(node.right, Type.TRUTH)), Type.TRUTH)
-
-    return build
-
-
-def _not(b: _Builder, node: Any) -> _Value:
-    return _Value(~b.of(node.this, Type.TRUTH), Type.TRUTH)
-
-
-def _paren(b: _Builder, node: Any) -> _Value:
-    return b.value(node.this)
-
-
-def _compare(test: Callable[[pl.Expr, pl.Expr], pl.Expr], ordered: bool) -> _Build:
-    def build(b: _Builder, node: Any) -> _Value:
-        left = b.value(node.left)
-        if ordered and left.type is not Type.NUMBER:
-            raise BadExpression(f"{_quoted(node.left)} is {left.type.value} where a number is needed")
-        return _Value(test(left.expr, b.of(node.right, left.type)), Type.TRUTH)
-
-    return build
-
-
-def _arithmetic(apply: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> _Build:
-    def build(b: _Builder, node: Any) -> _Value:
-        return _Value(_known(apply(b.of(node.left, Type.NUMBER), b.of(node.right, Type.NUMBER))), Type.NUMBER)
-
-    return build
-
-
-def _known(expr: pl.Expr) -> pl.Expr:
-    """Arithmetic that has no result (0/0, the root of a negative number) is not known."""
-    return expr.fill_nan(None)
-
-
-def _divide(left: pl.Expr, right: pl.Expr) -> pl.Expr:
-    return pl.when(right != 0).then(left / right)
-
-
-def _modulo(left: pl.Expr, right: pl.Expr) -> pl.Expr:
-    return pl.when(right != 0).then(left % right)
-
-
-def _negative(b: _Builder, node: Any) -> _Value:
-    return _Value(-b.of(node.this, Type.NUMBER), Type.NUMBER)
-
-
-def _bitwise(apply: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> _Build:
-    def build(b: _Builder, node: Any) -> _Value:
-        left, right = (b.of(side, Type.NUMBER).cast(pl.Int64, strict=False) for side in (node.left, node.right))
-        return _Value(apply(left, right).cast(pl.Float64), Type.NUMBER)
-
-    return build
-
-
-def _between(b: _Builder, node: Any) -> _Value:
-    value = b.of(node.this, Type.NUMBER)
-    low, high = b.of(node.args["low"], Type.NUMBER), b.of(node.args["high"], Type.NUMBER)
-    return _Value((value >= low) & (value <= high), Type.TRUTH)
-
-
-def _in(b: _Builder, node: Any) -> _Value:
-    if not node.expressions or any(node.args.get(name) for name in ("query", "unnest", "field")):
-        raise BadExpression(f"{_quoted(node)}: IN takes a list of values, like vendor IN ('nvidia', 'amd')")
-    value = b.value(node.this)
-    tests = [value.expr == b.of(item, value.type) for item in node.expressions]
-    return _Value(functools.reduce(operator.or_, tests), Type.TRUTH)
-
-
-def _like(b: _Builder, node: Any) -> _Value:
-    pattern = node.expression
-    if not isinstance(pattern, sql.Literal) or not pattern.is_string:
-        raise BadExpression(f"{_quoted(node)}: LIKE takes a text in quotes, like model LIKE '%H100%'")
-    parts = {"%": ".*", "_": "."}
-    regex = "".join(parts.get(char, re.escape(char)) for char in pattern.this)
-    return _Value(b.of(node.this, Type.TEXT).str.contains(f"^(?s:{regex})$"), Type.TRUTH)
-
-
-def _is(b: _Builder, node: Any) -> _Value:
-    value = b.value(node.this)
-    if isinstance(node.expression, sql.Null):
-        return _Value(value.expr.is_null(), Type.TRUTH)
-    if isinstance(node.expression, sql.Boolean) and value.type is Type.TRUTH:
-        wanted = bool(node.expression.this)
-        return _Value(value.expr.fill_null(not wanted) == wanted, Type.TRUTH)
-    raise BadExpression(f"{_quoted(node)}: IS takes NULL (not known), or TRUE and FALSE after a condition")
-
-
-def _case(b: _Builder, node: Any) -> _Value:
-    if node.this is not None:
-        raise BadExpression(f"{_quoted(node)}: write CASE WHEN <condition> THEN …, without a value after CASE")
-    branches = [(b.of(branch.this, Type.TRUTH), b.value(branch.args["true"])) for branch in node.args["ifs"]]
-    kind = branches[0][1].type
-    default = node.args.get("default")
-    otherwise = b.of(default, kind) if default is not None else pl.lit(None)
-    for branch in node.args["ifs"][1:]:
-        b.of(branch.args["true"], kind)
-    found = otherwise
-    for test, value in reversed(branches):  # a test that is unknown makes the whole unknown, not the next branch
-        found = pl.when(test.is_null()).then(None).when(test).then(value.expr).otherwise(found)
-    return _Value(found, kind)
-
-
-def _coalesce(b: _Builder, node: Any) -> _Value:
-    first = b.value(node.this)
-    return _Value(pl.coalesce(first.expr, *(b.of(item, first.type) for item in node.expressions)), first.type)
-
-
-def _extreme(pick: Callable[..., pl.Expr]) -> _Build:
-    def build(b: _Builder, node: Any) -> _Value:
-        items = [b.of(item, Type.NUMBER) for item in (node.this, *node.expressions)]
-        return _Value(pl.when(pl.all_horizontal(item.is_not_null() for item in items)).then(pick(*items)), Type.NUMBER)
-
-    return build
-
-
-def _single(apply: Callable[[pl.Expr], pl.Expr]) -> _Build:
-    def build(b: _Builder, node: Any) -> _Value:
-        if any(value for name, value in node.args.items() if name != "this"):
-            raise BadExpression(f"{_quoted(node)}: {node.key} takes one value")
-        return _Value(_known(apply(b.of(node.this, Type.NUMBER))), Type.NUMBER)
-
-    return build
-
-
-def _round(b: _Builder, node: Any) -> _Value:
-    digits = node.args.get("decimals")
-    places = _whole(digits, "round", 0, 9) if digits is not None else 0
-    return _Value(b.of(node.this, Type.NUMBER).round(places), Type.NUMBER)
-
-
-def _whole(node: sql.Expression, function: str, least: int, most: int) -> int:
-    if isinstance(node, sql.Literal) and not node.is_string and node.this.isdigit() and least <= int(node.this) <= most:
-        return int(node.this)
-    raise BadExpression(f"{function}: {_quoted(node)} is not a whole number from {least} to {most}")
-
-
-def _named(b: _Builder, node: Any) -> _Value:
-    build = _OURS.get(node.name.lower())
-    if build is None:
-        raise BadExpression(_not_allowed(node))
-    return build(b, node)
-
-
-def _bit(b: _Builder, node: Any) -> _Value:
-    if len(node.expressions) != 2:
-        raise BadExpression(f"{_quoted(node)}: write bit(<column>, <number of the bit>), like bit(throttle_reasons, 3)")
-    number = _whole(node.expressions[1], "bit", 0, BITS - 1)
-    value = b.of(node.expressions[0], Type.NUMBER).cast(pl.Int32, strict=False)
-    return _Value((value & (1 << number)) != 0, Type.TRUTH)
-
-
-def _growth(b: _Builder, node: Any) -> _Value:
-    growth = _window(b, node)
-    return _Value(pl.col(growth.column), Type.NUMBER)
-
-
-def _rate(b: _Builder, node: Any) -> _Value:
-    growth = _window(b, node)
-    return _Value(pl.col(growth.column) / (growth.window_ms / 1_000), Type.NUMBER)
-
-
-def _window(b: _Builder, node: Any) -> Growth:
-    name, given = node.name.lower(), node.expressions
-    if not 1 <= len(given) <= 2 or not isinstance(given[0], sql.Column):
-        raise BadExpression(f"{_quoted(node)}: write {name}(<counter>) or {name}(<counter>, '5m')")
-    column = b.column(given[0])
-    if not column.counter:
-        counters = ", ".join(c.name for c in COLUMNS.values() if c.counter)
-        raise BadExpression(f"{name}: {column.name} is no counter; use one of {counters}")
-    growth = Growth(column.metric, _span(given[1], name) if len(given) == 2 else DEFAULT_WINDOW_MS)
-    b.growths.add(growth)
-    return growth
-
-
-def _span(node: sql.Expression, name: str) -> int:
-    match = re.fullmatch(r"(\d{1,6})(s|m|h)", node.this) if isinstance(node, sql.Literal) and node.is_string else None
-    window_ms = int(match[1]) * _UNITS_MS[match[2]] if match else 0
-    if not LEAST_WINDOW_MS <= window_ms <= MOST_WINDOW_MS:
-        raise BadExpression(f"{name}: {_quoted(node)} is not a window; use a text from '10s' to '1h'")
-    return window_ms
-
-
-_OURS: dict[str, _Build] = {"bit": _bit, "growth": _growth, "rate": _rate}
-
-_BUILD: dict[type, _Build] = {
-    sql.Column: _column,
-    sql.Literal: _literal,
-    sql.Boolean: _boolean,
-    sql.Paren: _paren,
-    sql.And: _both(operator.and_),
-    sql.Or: _both(operator.or_),
-    sql.Not: _not,
-    sql.EQ: _compare(operator.eq, ordered=False),
-    sql.NEQ: _compare(operator.ne, ordered=False),
-    sql.GT: _compare(operator.gt, ordered=True),
-    sql.GTE: _compare(operator.ge, ordered=True),
-    sql.LT: _compare(operator.lt, ordered=True),
-    sql.LTE: _compare(operator.le, ordered=True),
-    sql.Add: _arithmetic(operator.add),
-    sql.Sub: _arithmetic(operator.sub),
-    sql.Mul: _arithmetic(operator.mul),
-    sql.Div: _arithmetic(_divide),
-    sql.Mod: _arithmetic(_modulo),
-    sql.Neg: _negative,
-    sql.BitwiseAnd: _bitwise(operator.and_),
-    sql.BitwiseOr: _bitwise(operator.or_),
-    sql.Between: _between,
-    sql.In: _in,
-    sql.Like: _like,
-    sql.Is: _is,
-    sql.Case: _case,
-    sql.Coalesce: _coalesce,
-    sql.Greatest: _extreme(pl.max_horizontal),
-    sql.Least: _extreme(pl.min_horizontal),
-    sql.Abs: _single(lambda expr: expr.abs()),
-    sql.Ceil: _single(lambda expr: expr.ceil()),
-    sql.Floor: _single(lambda expr: expr.floor()),
-    sql.Sqrt: _single(lambda expr: expr.sqrt()),
-    sql.Round: _round,
-    sql.Anonymous: _named,
-}
-"""Everything that may stand in an expression."""

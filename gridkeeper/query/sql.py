@@ -14,7 +14,8 @@ import sqlglot
 from sqlglot import expressions as sql
 from sqlglot.errors import SqlglotError
 
-from gridkeeper.policy.expression import BITS, told
+from gridkeeper.policy.expression import told
+from gridkeeper.policy.terms import BITS
 from gridkeeper.query.tables import KEY, TABLES
 
 # What it cannot parse is refused with a message of ours; it would log that too, as often as anybody asks.

@@ -11,7 +11,7 @@ import pytest
 from gridkeeper.cli import doccolumns
 from gridkeeper.policy import model
 from gridkeeper.policy.columns import COLUMNS
-from gridkeeper.policy.expression import FUNCTIONS
+from gridkeeper.policy.terms import FUNCTIONS
 from tests.unit.test_configuration_doc import attributes_read
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridkeeper.policy.columns import AGE, COLUMNS, LABELS, column_name
-from gridkeeper.policy.expression import FUNCTIONS, BadExpression, Growth, compile_expression
+from gridkeeper.policy.expression import compile_expression
+from gridkeeper.policy.terms import FUNCTIONS, BadExpression, Growth
 from gridkeeper.telemetry import METRICS
 
 FRAME = pl.DataFrame(
