@@ -109,9 +109,11 @@ class BlobCheckpointStore:
     async def _finish(self, upload: Upload, manifest: Manifest) -> str:
         """The digest of the manifest, which is written now."""
         await upload.publish()
+        one_each = {name.rpartition("/")[0]: name for name in upload.names}  # of each directory, fsynced as a whole
+        await each(self._threads, self._width, lambda name: self._blobs.settle((name,)), one_each.values())
         data = encode(manifest)
         digest = digest_of(data)
-        await self._blocking(lambda: self._seal(manifest.job, manifest.step, digest, data, upload.names))
+        await self._blocking(lambda: self._seal(manifest.job, manifest.step, digest, data))
         await upload.confirm()
         return digest
 
@@ -210,11 +212,10 @@ class BlobCheckpointStore:
         except CheckpointError:
             return ""
 
-    def _seal(self, job: JobId, step: int, digest: str, data: bytes, chunks: set[str]) -> None:
-        """All chunks are durable before the manifest appears."""
+    def _seal(self, job: JobId, step: int, digest: str, data: bytes) -> None:
+        """The manifest appears; all its chunks are durable."""
         name = manifest_name(job, step, digest)
         try:
-            self._blobs.settle(chunks)
             if self._blobs.size(name) != len(data) or self._blobs.read(name, len(data)) != data:
                 self._blobs.publish((self._blobs.stage(name, data),))
             self._blobs.settle((name,))
