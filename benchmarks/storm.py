@@ -1,11 +1,11 @@
 """How long it takes until nothing new is placed on nodes that fail together, and until their jobs are off them.
 
-    python -m benchmarks.storm [--nodes 1500] [--only lifted|in-force]
+    python -m benchmarks.storm [--nodes 1500] [--replicas 1] [--only lifted|in-force]
 
-What is real: a replica and two etcds (the region's and the global store) as processes on this host, one mTLS stream per
-node, fsync. What is not: the nodes (``benchmarks/storm_agents.py``), which send what agents send, as often, from one
-process beside; and each etcd has one member. A job sits on each failing node, on all its devices, owned and running as
-the control plane sees it, before the fault comes.
+What is real: the replicas (each holds its part of the streams) and two etcds (the region's and the global store) as
+processes on this host, one mTLS stream per node, fsync. What is not: the nodes (``benchmarks/storm_agents.py``), which
+send what agents send, as often, from one process beside; and each etcd has one member. A job sits on each failing node,
+on all its devices, owned and running as the control plane sees it, before the fault comes.
 
 A *failing node* sends the fault of an XID that NVIDIA's catalogue says to drain for, on ``faulty`` of its devices. The
 clock of all of them starts before the first one is told to send, and stops when this process hears from etcd by a watch
@@ -134,16 +134,16 @@ class Agents:
 
 @contextlib.asynccontextmanager
 async def agents_of(grid: LocalGrid, nodes: int) -> AsyncIterator[Agents]:
-    places, address = grid.places, grid.replicas[0].address
+    places, replicas = grid.places, grid.replicas
     authority = CertificateAuthority.load(places.ca, SystemClock())
-    homes: dict[str, tuple[str, str]] = {}
+    homes: dict[str, tuple[str, str, str]] = {}
     for number in range(nodes):
         name = f"{REGION}-n{number:04d}"
         home = places.root / "storm" / name
         authority.issue(spiffe.node(REGION, name), home, stem="node")
-        homes[name] = (f"rack-{number // RACK:03d}", str(home))
+        homes[name] = (f"rack-{number // RACK:03d}", str(home), replicas[number % len(replicas)].address)
     spec = {
-        "region": REGION, "address": address, "authority": str(authority.authority), "devices": DEVICES,
+        "region": REGION, "authority": str(authority.authority), "devices": DEVICES,
         "checkpoints": str(places.checkpoints(REGION)), "checkpoint_s": CHECKPOINT_S,
     }  # fmt: skip
     listing = places.root / "storm" / "agents.json"
@@ -227,8 +227,8 @@ async def one_storm(
     etcds = [grid.etcd(which).pid(0) for which in (GLOBAL, REGION)]
     await asyncio.sleep(2)
     await agents.do("stats")
-    replica = grid.replica(grid.replicas[0].name).pid
-    busy = Busy(replica=[replica], etcd=etcds, generator=[agents.pid])
+    replicas = [grid.replica(plan.name).pid for plan in grid.replicas]
+    busy = Busy(replica=replicas, etcd=etcds, generator=[agents.pid])
     puts = asyncio.ensure_future(yardstick(region, storm.puts_ms))
     began = time.monotonic()
     await agents.do("fail", nodes=doomed, devices=faulty, code=XID)
@@ -265,9 +265,11 @@ async def yardstick(store: Store, puts_ms: list[float]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def fleet(policy: Policy, nodes: int, jobs: int) -> AsyncIterator[tuple[LocalGrid, Agents, Store, Store]]:
+async def fleet(
+    policy: Policy, nodes: int, jobs: int, replicas: int
+) -> AsyncIterator[tuple[LocalGrid, Agents, Store, Store]]:
     """A grid of simulated nodes that are all alive, their devices healthy, with the jobs running."""
-    shape = GridOptions(regions=(REGION,), nodes=0, devices=DEVICES, timings=Timings(), policy=policy)
+    shape = GridOptions((REGION,), nodes=0, devices=DEVICES, replicas=replicas, timings=Timings(), policy=policy)
     async with (
         running_grid(shape) as grid,
         store_of(grid, REGION) as region,
@@ -318,11 +320,11 @@ def show(storm: Storm) -> None:
     say("CPU, % of one core: " + ", ".join(f"{name} {share:.0f}" for name, share in sorted(storm.cpu.items())))
 
 
-def report(storms: Sequence[Storm]) -> None:
+def report(storms: Sequence[Storm], replicas: int) -> None:
     say(machine())
     say(f"published for NVSentinel, not measured here: {NVSENTINEL}")
     by_name = {storm.name: storm for storm in storms}
-    values: dict[str, object] = {"benchmark": "storm"}
+    values: dict[str, object] = {"benchmark": "storm", "replicas": replicas}
     tenth, third, force = by_name.get("tenth"), by_name.get("third"), by_name.get("in force")
     for storm, suffix in ((tenth, ""), (third, "_third"), (force, "_in_force")):
         if storm is None:
@@ -348,21 +350,22 @@ def report(storms: Sequence[Storm]) -> None:
 async def main() -> None:
     parser = argparse.ArgumentParser(description="Many nodes fail at once: cordoned, and drained.")
     parser.add_argument("--nodes", type=int, default=1_500)
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--only", choices=("lifted", "in-force"), help="one part of it")
     options = parser.parse_args()
     nodes, tenth, third = options.nodes, options.nodes // 10, options.nodes // 3
     say(__doc__ or "")
     storms: list[Storm] = []
     if options.only != "in-force":
-        async with fleet(LIFTED, nodes, third) as (grid, agents, region, world):
+        async with fleet(LIFTED, nodes, third, options.replicas) as (grid, agents, region, world):
             storms.append(await one_storm("tenth", grid, agents, region, world, nodes, tenth, 1, True))
             await jobs_run(world, third)
             storms.append(await one_storm("third", grid, agents, region, world, nodes, third, 1, True))
             await jobs_run(world, third)
     if options.only != "lifted":
-        async with fleet(Policy(), nodes, tenth) as (grid, agents, region, world):
+        async with fleet(Policy(), nodes, tenth, options.replicas) as (grid, agents, region, world):
             storms.append(await one_storm("in force", grid, agents, region, world, nodes, tenth, DEVICES, False))
-    report(storms)
+    report(storms, options.replicas)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Many simulated nodes in a process of its own, each with its own certificate, connection and stream, some with a job.
 
 They speak the real protocol over mTLS and send what an agent sends, as often: by default each second telemetry of all
-devices, a heartbeat, a renewal and a workload report, and at once an event or a changed report. What they do not have
-is hosts: a job that is told to run runs at once, one that is told to stop takes ``checkpoint_s`` for its checkpoint,
-announces it (it is in the region's object store, so the control plane verifies it as any other), and when it is
-acknowledged confirms that its processes are gone. The bytes of those checkpoints are stored ahead (``prepare``): what
-storing costs is not what is measured here.
+devices, a heartbeat and a workload report, every other second a renewal, and at once an event or a changed report. What
+they do not have is hosts: a job told to run runs at once, one told to stop takes ``checkpoint_s`` for its
+checkpoint, announces it (it is in the region's object store, so the control plane verifies it as any other), and when
+it is acknowledged confirms that its processes are gone. The bytes of those checkpoints are stored ahead (``prepare``):
+what storing costs is not what is measured here.
 
 As a program it reads a line of JSON per command on standard input and answers each with a line of JSON:
 ``{"do": "fail", "nodes": […], "devices": n, "code": c}``, ``{"do": "prepare"}``, ``{"do": "stats"}``.
@@ -37,6 +37,7 @@ from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.link import LinkClosed, parts
 from gridkeeper.telemetry import COLUMN, METRICS, SCHEMA_VERSION
+from gridkeeper.timings import Timings
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import (
     AgentEvent,
@@ -58,6 +59,7 @@ from nodeagent.transport import GrpcAgentSession, GrpcTransport
 
 CONNECTING_AT_ONCE = 32
 PERIOD_S = 1.0
+RENEWAL_ROUNDS = round(Timings().renewal_ms / 1000 / PERIOD_S)
 RECONNECT_S = 0.5
 
 RUNNING, STOPPING = records_pb2.RUN_PHASE_RUNNING, records_pb2.RUN_PHASE_STOPPING
@@ -113,7 +115,14 @@ class SimulatedAgent:
     """One node: connects, and connects again when its stream ends."""
 
     def __init__(
-        self, node: str, rack: str, spec: dict[str, Any], tls: TlsFiles, counters: Counters, store: CheckpointStore
+        self,
+        node: str,
+        rack: str,
+        address: str,
+        spec: dict[str, Any],
+        tls: TlsFiles,
+        counters: Counters,
+        store: CheckpointStore,
     ) -> None:
         self.node = node
         self._spec = spec
@@ -128,6 +137,7 @@ class SimulatedAgent:
         self._sequence = 0
         self._sending = asyncio.Lock()
         self._rack = rack
+        self._address = address
         row = np.zeros(len(METRICS), dtype="<f4")
         for name, value in HEALTHY.items():
             row[COLUMN[name]] = value
@@ -164,7 +174,7 @@ class SimulatedAgent:
         while True:
             try:
                 async with gate:
-                    session = await GrpcTransport(self._credentials).connect(self._spec["address"])
+                    session = await GrpcTransport(self._credentials).connect(self._address)
                     await session.send(AgentFrame(hello=self._hello()))
                     await session.receive()
                 self._session = session
@@ -185,6 +195,12 @@ class SimulatedAgent:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             due += PERIOD_S
             number += 1
+            beat = [AgentFrame(heartbeat=Heartbeat()), self._telemetry]
+            if number % RENEWAL_ROUNDS:
+                first, *words = self._words()
+                first.more.extend([*words, *beat])
+                await self._send(session, first)
+                continue
             self._sent[number] = time.monotonic()
             jobs = [
                 RenewalItem(job=key[0], epoch=records_pb2.Epoch(generation=key[1], number=key[2]))
@@ -192,7 +208,7 @@ class SimulatedAgent:
                 if run.phase != EXITED
             ]
             frame = AgentFrame(renewal=Renewal(id=number, jobs=jobs))
-            frame.more.extend([*self._words(), AgentFrame(heartbeat=Heartbeat()), self._telemetry])
+            frame.more.extend([*self._words(), *beat])
             await self._send(session, frame)
 
     async def _send(self, session: GrpcAgentSession, frame: AgentFrame) -> None:
@@ -333,18 +349,18 @@ async def obey(agents: dict[str, SimulatedAgent], counters: Counters) -> None:
 
 
 async def serve(told: dict[str, Any]) -> None:
-    """``told``: "spec" (region, address, authority, checkpoints, devices, checkpoint_s) and "nodes": name -> rack and
-    directory of the certificate."""
+    """``told``: "spec" (region, authority, checkpoints, devices, checkpoint_s) and "nodes": name -> rack, directory of
+    the certificate and address of its replica."""
     counters, spec = Counters(), told["spec"]
     agents: dict[str, SimulatedAgent] = {}
     store = open_store(spec["checkpoints"])
     began, gate = time.monotonic(), asyncio.Semaphore(CONNECTING_AT_ONCE)
     async with asyncio.TaskGroup() as group:
         events, tasks = [], []
-        for name, (rack, directory) in told["nodes"].items():
+        for name, (rack, directory, address) in told["nodes"].items():
             home = Path(directory)
             tls = TlsFiles(str(home / "node.crt"), str(home / "node.key"), spec["authority"])
-            agent, opened = SimulatedAgent(name, rack, spec, tls, counters, store), asyncio.Event()
+            agent, opened = SimulatedAgent(name, rack, address, spec, tls, counters, store), asyncio.Event()
             agents[name] = agent
             events.append(opened)
             tasks.append(group.create_task(agent.run(gate, opened)))

@@ -56,13 +56,23 @@ Decide = Callable[[RegionState, GlobalState, Settings, Now], tuple[Decision, ...
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step, and what of it is decided again, on what was just written, while there is more than fits into one
-    transaction: everything else need not be looked at for that."""
+    transaction: everything else need not be looked at for that. ``reads``: the kinds of records of the region that
+    alone make it worth looking at once; where the step found nothing to do, it is otherwise looked at with the timers.
+    (): any change does."""
 
     decide: Decide
     more: Decide | None = None
+    reads: tuple[str, ...] = ()
 
 
-STAGES: tuple[Stage, ...] = (Stage(_detect, _detect_more), Stage(_judge), Stage(_act, _drain_more))
+_HEARD = ("nodes", "sessions", "liveness", "replicas", "probes", "witnesses", "detector")
+_FOUND = ("devices", "findings", "incidents")
+
+STAGES: tuple[Stage, ...] = (
+    Stage(_detect, _detect_more, (*_HEARD, *_FOUND, "events", "repeats")),
+    Stage(_judge, None, (*_FOUND, "nodes", "liveness", "repairs", "cordons")),
+    Stage(_act, _drain_more),
+)
 """The path of a fault in three steps: event to finding, finding to health, health to drain. A leader decides each on
 what the one before has written, so that a fault goes all the way in one round over the region instead of three. The
 ledger comes with the last: it sees each health that was written, also one that a drain replaces at once."""

@@ -23,6 +23,7 @@ STORED_AS: dict[int, tuple[str, ...]] = {
     api_pb2.KIND_REPAIR: ("repairs",),
     api_pb2.KIND_MAINTENANCE: ("maintenance",),
     api_pb2.KIND_BREAKER: ("breakers",),
+    api_pb2.KIND_LOSS: ("losses",),
 }
 """Kind -> first path elements of the keys that it is made of."""
 

@@ -20,7 +20,7 @@ TICK_MS = 500
 """Timers are looked at this often when nothing changes."""
 
 
-REST_MS = 50
+REST_MS = 200
 
 
 async def apply_all(decisions: Iterable[Decision], applier: Applier, actor: str, fence: Fence | None) -> bool:

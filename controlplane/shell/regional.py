@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from controlplane.domain.escrow import decide_promise, decide_share
 from controlplane.domain.policies import decide_policy
-from controlplane.domain.region import MOST_AGAIN, STAGES, Decide, disjoint
+from controlplane.domain.region import MOST_AGAIN, STAGES, Decide, Stage, disjoint
 from controlplane.shell.apply import Applier, Fence
-from controlplane.shell.leader import apply_all, lead_loop
+from controlplane.shell.leader import TICK_MS, apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime, latest_written
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import Notices
@@ -72,6 +72,7 @@ class RegionalLeader:
         self._collector = collector
         self._notices = notices
         self._policies = policies
+        self._idle: dict[Stage, tuple[tuple[object, ...], int]] = {}  # looked at in vain: at what, and when
         self._clock = clock
         self._steady_ms = steady_ms
         self._time = LedgerTime(clock, latest_written(local))
@@ -103,7 +104,14 @@ class RegionalLeader:
         copy = decide_policy(region_state(self._region, self._local), global_state(self._world))
         wrote = await apply_all(copy, self._local_applier, self._actor, self._fence) if self._local.fresh else False
         for stage in STAGES:
+            inputs, now_ms = self._inputs(stage), self._clock.mono_ms()
+            if self._rests(stage, inputs, now_ms):
+                continue
             once = await self._decide(stage.decide)
+            if once:
+                self._idle.pop(stage, None)
+            else:
+                self._idle[stage] = (inputs, now_ms)
             wrote |= once
             for _ in range(MOST_AGAIN):
                 if stage.more is None or not once:
@@ -111,6 +119,18 @@ class RegionalLeader:
                 once = await self._decide(stage.more)
         await self._notices.look(region_state(self._region, self._local))
         return wrote
+
+    def _inputs(self, stage: Stage) -> tuple[object, ...]:
+        kinds = tuple(self._local.kind(kind) for kind in stage.reads)
+        return (*kinds, self._local.one("policy"), self._local.suspect)
+
+    def _rests(self, stage: Stage, inputs: tuple[object, ...], now_ms: int) -> bool:
+        """Nothing was to be done, and since then nothing has come that bears on it: only its timers go on. While jobs
+        move by the hundred, devices and nodes are not all judged anew for each of their steps."""
+        last = self._idle.get(stage)
+        if not stage.reads or last is None or now_ms - last[1] >= TICK_MS:
+            return False
+        return all(before is after for before, after in zip(last[0], inputs, strict=True))
 
     async def _decide(self, decide: Decide) -> bool:
         """On the newest state; whether anything was written."""
