@@ -5,9 +5,13 @@ A node is heard while its session is open and the replica that holds it still ha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 
-from gridkeeper.ids import NodeId
+from gridkeeper.decision import Versioned
+from gridkeeper.ids import NodeId, RegionId
+from gridkeeper.records.faults import ReplicaRecord
+from gridkeeper.records.fleet import NodeRecord, SessionRecord
 from gridkeeper.snapshot import RegionState, Settings
 
 
@@ -26,5 +30,15 @@ def freeze_fraction(settings: Settings) -> Fraction:
 
 def in_doubt(state: RegionState, settings: Settings) -> bool:
     """So much is silent at once that the observer is to be doubted, not the nodes."""
-    silent = sum(heard(state, node) is False for node in state.nodes)
+    silent = state.memo.once(_silent, state.nodes, state.sessions, state.replicas)
     return silent >= 2 and silent > freeze_fraction(settings) * len(state.nodes)
+
+
+def _silent(
+    nodes: Mapping[NodeId, Versioned[NodeRecord]],
+    sessions: Mapping[NodeId, Versioned[SessionRecord]],
+    replicas: Mapping[str, Versioned[ReplicaRecord]],
+) -> int:
+    """How many of the nodes are not heard."""
+    state = RegionState(RegionId(""), sessions=sessions, replicas=replicas)
+    return sum(heard(state, node) is False for node in nodes)

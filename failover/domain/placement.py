@@ -8,6 +8,7 @@ offer is gone: until then the ownership may move on to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from failover.domain.eligible import usable_count
@@ -21,7 +22,7 @@ from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versi
 from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import JobId, NodeId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
-from gridkeeper.records.fleet import NodeState
+from gridkeeper.records.fleet import LivenessRecord, NodeState
 from gridkeeper.records.jobs import (
     TERMINAL_JOB,
     MigrationRecord,
@@ -233,12 +234,11 @@ def published_region(
     if old is not None and old.record.leader == leader and now.ledger_ms - old.record.updated_ms < PUBLISH_EVERY_MS:
         return None
     free = occupied(state, world, now.mono_ms, settings.timings)[0].counts()
-    alive = sum(1 for v in state.liveness.values() if v.record.state is NodeState.ALIVE)
     record = RegionRecord(
         region=state.region,
         leader=leader,
         nodes=len(state.nodes),
-        nodes_alive=alive,
+        nodes_alive=state.memo.once(_alive, state.liveness),
         devices=len(state.devices),
         usable=usable_count(state),
         free=sum(free),
@@ -251,3 +251,7 @@ def published_region(
     sentence = f"region {state.region}: {record.free} of {record.devices} devices are free"
     put = Put(KEYS.region(state.region), record, old.revision if old else ABSENT)
     return Decision("region.publish", sentence, (put,), (grant,), f"region/{state.region}", audit=False)
+
+
+def _alive(liveness: Mapping[NodeId, Versioned[LivenessRecord]]) -> int:
+    return sum(1 for node in liveness.values() if node.record.state is NodeState.ALIVE)

@@ -78,7 +78,6 @@ def _leave(
     owner = ownership.record
     job = world.jobs[owner.job]
     run = run_of(world, owner.job, owner.epoch)
-    guards = [grant, *guards_of([(run_key(owner.job, owner.epoch), run)])]
     cause: Cause | None
     if confirmed_stopped(run):
         # A landed migration whose run ended is first closed by the global leader, who knows whether it arrived.
@@ -87,9 +86,10 @@ def _leave(
         cause = _while_alive(state, world, owner, run, migration, settings, now)
     if cause is None:
         return None
+    guards = (grant, *guards_of([(run_key(owner.job, owner.epoch), run)]))
     if cause.own_crash and job.record.restarts >= job.record.spec.max_restarts:
-        return _exhausted(world, ownership, cause, tuple(guards))
-    return begin(world, job, ownership, cause, now, tuple(guards))
+        return _exhausted(world, ownership, cause, guards)
+    return begin(world, job, ownership, cause, now, guards)
 
 
 def _after_exit(
