@@ -142,12 +142,12 @@ class FleetTable:
         if not rows:  # a node without devices has no rows: the next node's may begin there
             return
         if start in self._waiting:
-            self._settle()
+            self.settle()
         self._waiting[start] = (rows, values, seen_ms)
 
-    def _settle(self) -> None:
-        """Put what came since the last look where it belongs: at once for all nodes, because per node it would cost
-        more than receiving it."""
+    def settle(self) -> None:
+        """Put what came since the last look where it belongs, as each look does first: at once for all nodes, because
+        per node it would cost more than receiving it."""
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, {}
@@ -179,18 +179,18 @@ class FleetTable:
     @property
     def seen_ms(self) -> NDArray[np.int64]:
         """When each row's sample was taken. A view."""
-        self._settle()
+        self.settle()
         return self._seen
 
     def column(self, metric: str) -> NDArray[np.float32]:
         """All rows of one metric. A view; raises ``KeyError``."""
-        self._settle()
+        self.settle()
         column: NDArray[np.float32] = self._values[COLUMN[metric]]
         return column
 
     def newer(self, after_ms: int) -> Rows:
         """Copies of the rows whose sample was taken after ``after_ms``, in the table's order."""
-        self._settle()
+        self.settle()
         rows = np.flatnonzero(self._used & (self._seen > after_ms))
         seen = self._seen[rows]
         newest = int(seen.max()) if len(rows) else after_ms
@@ -204,19 +204,19 @@ class FleetTable:
 
     def value(self, device: DeviceId, metric: str) -> float:
         """The newest value; NaN if not known."""
-        self._settle()
+        self.settle()
         row = self._rows.get(device)
         return float("nan") if row is None else float(self._values[COLUMN[metric], row])
 
     def seen(self, device: DeviceId) -> int | None:
         """When the newest sample was taken; None: there is none."""
-        self._settle()
+        self.settle()
         row = self._rows.get(device)
         return None if row is None or self._seen[row] == NEVER_MS else int(self._seen[row])
 
     def recent(self, device: DeviceId, metric: str) -> tuple[float, ...]:
         """The ring of one metric, oldest first."""
-        self._settle()
+        self.settle()
         row = self._rows.get(device)
         if row is None:
             return ()

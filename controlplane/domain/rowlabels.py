@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 from controlplane.domain.fleet import FleetTable
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, JobId, NodeId
+from gridkeeper.memo import differing
 from gridkeeper.records.fleet import DeviceRecord, HealthRecord, NodeRecord
 from gridkeeper.selector import Selector
 
 Mask = NDArray[np.bool_]
-K = TypeVar("K", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,10 @@ class RowLabels:
             jobs = inventory.jobs()
         if before is None:
             return set(inventory.devices), jobs
-        changed = _differing(before.devices, inventory.devices)
+        changed = set(differing(before.devices, inventory.devices))
         if "health" in self._keys:
-            changed |= _differing(before.health, inventory.health)
-        nodes = _differing(before.nodes, inventory.nodes) if self._keys - OWN else None
+            changed |= set(differing(before.health, inventory.health))
+        nodes = set(differing(before.nodes, inventory.nodes)) if self._keys - OWN else None
         if nodes:
             changed |= {device for device, held in inventory.devices.items() if held.record.node in nodes}
         if jobs is not self._jobs:
@@ -162,11 +161,3 @@ class RowLabels:
         if held is not None and len(held[0]) == rows:
             return held
         return np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
-
-
-def _differing(before: Mapping[K, Versioned[Any]], now: Mapping[K, Versioned[Any]]) -> set[K]:
-    """Names whose record is another object than before, or gone."""
-    if before is now:
-        return set()
-    found = {name for name, held in now.items() if (old := before.get(name)) is None or old.record is not held.record}
-    return found | (before.keys() - now.keys())
