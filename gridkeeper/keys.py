@@ -224,7 +224,12 @@ class GlobalKeys:
         return f"{GLOBAL}ownership/{job}"
 
     def run(self, job: JobId, generation: int, number: int) -> str:
-        return f"{GLOBAL}runs/{job}/{generation:06d}.{number:010d}"
+        return f"{GLOBAL}runs/{self.run_name(job, generation, number)}"
+
+    @staticmethod
+    def run_name(job: JobId, generation: int, number: int) -> str:
+        """The key of a run without its prefix, as mirrors and snapshots hold it."""
+        return f"{job}/{generation:06d}.{number:010d}"
 
     def head(self, job: JobId) -> str:
         return f"{GLOBAL}heads/{job}"

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from failover.domain.indexes import confirmed_stopped, run_of
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, Epoch, JobId, RegionId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.memo import differing
-from gridkeeper.records.jobs import TERMINAL_MIGRATION, OwnershipRecord, ReservationRecord, RunPhase
+from gridkeeper.records.jobs import TERMINAL_MIGRATION, OwnershipRecord, ReservationRecord
 from gridkeeper.snapshot import GlobalState, RegionState
 
 
@@ -90,9 +91,7 @@ def _move(held: dict[K, set[JobId]], job: JobId, before: Iterable[K], after: Ite
 
 def stopped(world: GlobalState, job: JobId, epoch: Epoch) -> bool:
     """The agent confirmed that the whole process tree of that epoch is gone."""
-    key = KEYS.run(job, epoch.generation, epoch.number)
-    run = world.runs.get(key.removeprefix(KEYS.prefix("runs")))
-    return run is not None and run.record.phase is RunPhase.EXITED and run.record.stop_confirmed
+    return confirmed_stopped(run_of(world, job, epoch))
 
 
 def _unknown(state: RegionState, world: GlobalState) -> str:

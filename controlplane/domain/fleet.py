@@ -78,7 +78,8 @@ class FleetTable:
         if held is None:
             return
         start, devices = held
-        self._waiting.pop(start, None)
+        if devices:  # without any, what waits at its first row is another node's
+            self._waiting.pop(start, None)
         for device in devices:
             self._rows.pop(device, None)
         rows = slice(start, start + len(devices))

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from failover.domain.indexes import run_of
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import DeviceId, Epoch, JobId
-from gridkeeper.keys import KEYS
+from gridkeeper.ids import DeviceId, JobId
 from gridkeeper.records.books import UptimeClass
 from gridkeeper.records.care import MaintenanceRecord, MaintenanceState
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import CordonRecord, HealthRecord, HealthState
-from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobState, RunPhase, RunRecord
+from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, JobState, RunPhase
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 MAINTENANCE = "maintenance"
@@ -141,12 +141,6 @@ def of_region(by_device: Mapping[DeviceId, Standing], devices: int, settings: Se
     return Standing(uptime, max(s.since_ms for s in standings), f"{usable} of {total} devices usable{excluded}")
 
 
-def run_of_epoch(world: GlobalState, job: JobId, epoch: Epoch) -> RunRecord | None:
-    key = KEYS.run(job, epoch.generation, epoch.number).removeprefix(KEYS.prefix("runs"))
-    found = world.runs.get(key)
-    return found.record if found else None
-
-
 def stepping(world: GlobalState) -> frozenset[JobId]:
     """Jobs that have ever told of a step, in any epoch."""
     return frozenset(run.record.job for run in world.runs.values() if run.record.first_step >= 0)
@@ -163,7 +157,8 @@ def of_job(world: GlobalState, job: JobRecord, now_ms: int, steps: bool) -> Stan
     if job.desired is Desired.STOP:
         return Standing(UptimeClass.EXCLUDED, now_ms, "asked to stop", refs)
     owner = world.ownership.get(name)
-    run = run_of_epoch(world, name, owner.record.epoch) if owner else None
+    held = run_of(world, name, owner.record.epoch) if owner else None
+    run = held.record if held else None
     if owner is None or not steps:
         return None
     alive = run is not None and run.phase is RunPhase.RUNNING

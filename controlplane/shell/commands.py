@@ -132,7 +132,7 @@ class Commands:
 
 def run_name(job: JobId, epoch: Epoch) -> str:
     """Of a run in the mirror."""
-    return KEYS.run(job, epoch.generation, epoch.number).removeprefix(KEYS.prefix("runs"))
+    return KEYS.run_name(job, epoch.generation, epoch.number)
 
 
 def settled(stream: AgentStream) -> bool:

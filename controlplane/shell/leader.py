@@ -19,8 +19,8 @@ log = logging.getLogger("gridkeeper.leader")
 TICK_MS = 500
 """Timers are looked at this often when nothing changes."""
 
-
 REST_MS = 200
+"""The longest rest after a tick."""
 
 
 async def apply_all(decisions: Iterable[Decision], applier: Applier, actor: str, fence: Fence | None) -> bool:
@@ -56,8 +56,8 @@ async def _apply_group(group: tuple[Decision, ...], applier: Applier, actor: str
 
 async def lead_loop(name: str, tick: Callable[[], Awaitable[bool]], mirrors: tuple[Mirror, ...], clock: Clock) -> None:
     """Tick for ever: again at once while ticks write something or the world has changed meanwhile, else when it changes
-    (how far jobs have come alone is nothing to wake up for) or ``TICK_MS`` have passed. A
-    store that is away is waited for; nothing is decided on what may be stale by then.
+    (how far jobs have come alone is nothing to wake up for) or ``TICK_MS`` have passed. A store that is away is waited
+    for; nothing is decided on what may be stale by then.
 
     After each tick come as long a time for everything else, at most ``REST_MS``: where a look at the whole region takes
     long, it must not be all that the process does, or the mirrors fall behind what the next look needs."""

@@ -107,8 +107,8 @@ class RegionalLeader:
             inputs, now_ms = self._inputs(stage), self._clock.mono_ms()
             if self._rests(stage, inputs, now_ms):
                 continue
-            once = await self._decide(stage.decide)
-            if once:
+            decided, once = await self._decide(stage.decide)
+            if decided:  # if the world had moved on, it is decided again, whatever it is that has moved
                 self._idle.pop(stage, None)
             else:
                 self._idle[stage] = (inputs, now_ms)
@@ -116,7 +116,7 @@ class RegionalLeader:
             for _ in range(MOST_AGAIN):
                 if stage.more is None or not once:
                     break
-                once = await self._decide(stage.more)
+                _, once = await self._decide(stage.more)
         await self._notices.look(region_state(self._region, self._local))
         return wrote
 
@@ -132,13 +132,13 @@ class RegionalLeader:
             return False
         return all(before is after for before, after in zip(last[0], inputs, strict=True))
 
-    async def _decide(self, decide: Decide) -> bool:
-        """On the newest state; whether anything was written."""
+    async def _decide(self, decide: Decide) -> tuple[bool, bool]:
+        """On the newest state. (There was something to do, or nothing could be decided; something was written.)"""
         if not self._local.fresh:
-            return False
+            return True, False
         state, world = region_state(self._region, self._local), global_state(self._world)
         decisions = disjoint(decide(state, world, self._settings, self._time.now(self._steady_ms())))
-        return await apply_all(decisions, self._local_applier, self._actor, self._fence)
+        return bool(decisions), await apply_all(decisions, self._local_applier, self._actor, self._fence)
 
     async def _move(self) -> bool:
         """What spans both stores: reservations here first, then the global store under the region's grant."""

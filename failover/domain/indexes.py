@@ -37,7 +37,7 @@ def run_key(job: JobId, epoch: Epoch) -> str:
 
 def run_of(world: GlobalState, job: JobId, epoch: Epoch) -> Versioned[RunRecord] | None:
     """What the agent reported of that epoch; None: nothing (or nothing that decodes, see ``run_unknown``)."""
-    return world.runs.get(run_key(job, epoch).removeprefix(KEYS.prefix("runs")))
+    return world.runs.get(KEYS.run_name(job, epoch.generation, epoch.number))
 
 
 def is_active(migration: MigrationRecord) -> bool:

@@ -364,3 +364,18 @@ def test_rows_of_different_nodes_never_overlap(steps: list[tuple[int, int]]) -> 
         assert table.value(DeviceId(device), "power") == value
         assert table.recent(DeviceId(device), "power")[-1] == value
     assert int(table.used.sum()) == len(expected)
+
+
+def test_a_node_without_devices_that_leaves_takes_no_sample_of_its_neighbour_along() -> None:
+    """Protects: what waits to be placed belongs to the node that sent it. A node without devices has no row of its own:
+    the next node's rows may begin where it stands."""
+    table = FleetTable()
+    table.register(NodeId("empty"), ())
+    table.register(NodeId("small"), (DeviceId("small/gpu0"),))
+    table.register(NODE, IDS)
+    block = np.full((len(IDS), WIDTH), 7, dtype="<f4")
+    table.ingest(NODE, block.tobytes(), len(IDS), WIDTH, 1_000)
+    table.ingest(NodeId("empty"), b"", 0, WIDTH, 1_000)
+    table.forget(NodeId("empty"))
+    assert [table.seen(device) for device in IDS] == [1_000, 1_000]
+    assert table.value(IDS[1], METRICS[0].name) == 7

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.domain.region import decide_region
+from controlplane.domain.region import STAGES, decide_region
 from gridkeeper.catalogue.codes import HostCode
 from gridkeeper.decision import Now
+from gridkeeper.keys import REGION_KINDS
 from gridkeeper.records.common import Severity
 from gridkeeper.records.faults import DrainState, IncidentState
 from gridkeeper.records.fleet import EventKind, HealthState, NodeState
@@ -291,3 +292,14 @@ def test_a_fault_of_the_whole_node_takes_all_its_devices_out_within_the_budgets_
     store.run(150_000, step=5_000)
     assert states(store) == {"healthy"}
     assert [i.state for i in store.records("incidents")] == [IncidentState.RESOLVED]
+
+
+def test_a_fault_wakes_each_step_of_its_path() -> None:
+    """Protects: a step that waits for records is woken by those that the step before it writes, under the names the
+    store knows; a misspelt one would leave a fault to the timers."""
+    for stage in STAGES:
+        assert set(stage.reads) <= REGION_KINDS.keys()
+    classify, judge, act = (set(stage.reads) for stage in STAGES)
+    assert {"events", "sessions", "replicas", "repeats"} <= classify
+    assert {"findings", "liveness", "incidents", "devices"} <= judge
+    assert not act, "drains rest on too much to wait for some of it"
