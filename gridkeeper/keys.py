@@ -235,7 +235,12 @@ class GlobalKeys:
         return f"{GLOBAL}heads/{job}"
 
     def checkpoint(self, job: JobId, step: int) -> str:
-        return f"{GLOBAL}checkpoints/{job}/{step:020d}"
+        return f"{GLOBAL}checkpoints/{self.checkpoint_name(job, step)}"
+
+    @staticmethod
+    def checkpoint_name(job: JobId, step: int) -> str:
+        """The key of a checkpoint without its prefix, as mirrors and snapshots hold it."""
+        return f"{job}/{step:020d}"
 
     def migration(self, migration: MigrationId) -> str:
         return f"{GLOBAL}migrations/{migration}"

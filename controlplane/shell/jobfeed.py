@@ -38,7 +38,6 @@ from gridkeeper.v1.agent_pb2 import (
 log = logging.getLogger("gridkeeper.jobfeed")
 
 RETRY_MS = 250
-CHECKPOINTS = KEYS.prefix("checkpoints")
 NEVER_MS = -(1 << 40)
 
 
@@ -182,7 +181,7 @@ class JobFeed:
             fresh=self._world.fresh,
             ownership=one("ownership", job),
             heads=one("heads", job),
-            checkpoints=one("checkpoints", KEYS.checkpoint(job, step).removeprefix(KEYS.prefix("checkpoints"))),
+            checkpoints=one("checkpoints", KEYS.checkpoint_name(job, step)),
             suspect_keys=self._world.suspect,
         )
 
@@ -215,7 +214,7 @@ class JobFeed:
         head = self._world.newest("heads", job)
         if head and head.record.step == ready.step and head.record.digest == ready.digest:
             return ack(True)
-        written = self._world.newest("checkpoints", KEYS.checkpoint(job, ready.step).removeprefix(CHECKPOINTS))
+        written = self._world.newest("checkpoints", KEYS.checkpoint_name(job, ready.step))
         if written and (written.record.epoch, written.record.digest) == (epoch, ready.digest):
             return ack(True)  # as suspect, so it is no head; the answer was late, and the agent asks again
         try:

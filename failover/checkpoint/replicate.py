@@ -89,7 +89,7 @@ class Replicator:
                 self._complain(task, failure)
                 continue
             self._complained.pop(task.job, None)
-            key = KEYS.checkpoint(task.job, task.step).removeprefix(KEYS.prefix("checkpoints"))
+            key = KEYS.checkpoint_name(task.job, task.step)
             grant = world.grants.get(self._region)
             return (record_copy(world.heads[task.job], self._region, grant, world.checkpoints.get(key)),)
         return ()

@@ -98,7 +98,7 @@ def commit_head(
             f"{name}: the head is at step {head.record.step} of epoch {head.record.epoch} and never goes back"
         )
     checkpoint_key = KEYS.checkpoint(job, step)
-    written = world.checkpoints.get(checkpoint_key.removeprefix(KEYS.prefix("checkpoints")))
+    written = world.checkpoints.get(KEYS.checkpoint_name(job, step))
     if written is not None and written.record.epoch == epoch and written.record.digest == digest:
         return Refusal(f"{name}: recorded already, as suspect; it is not resumed from")
     record = CheckpointRecord(job, step, epoch, digest, size_bytes, region, suspect, ledger_ms)

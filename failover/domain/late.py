@@ -41,7 +41,7 @@ def _loss(world: GlobalState, migration: Versioned[MigrationRecord]) -> Decision
         return None
     last = max(record.last_source_step, source.record.last_step)
     steps = max(0, last - record.resume_step)
-    name = KEYS.checkpoint(record.job, record.resume_step).removeprefix(KEYS.prefix("checkpoints"))
+    name = KEYS.checkpoint_name(record.job, record.resume_step)
     checkpoint = world.checkpoints.get(name)
     known = checkpoint is not None or record.resume_step < 0
     lost = lost_ms(source, began_ms(source, checkpoint) if known else 0, steps)

@@ -92,7 +92,7 @@ def due_removal(world: GlobalState, region: RegionId, now_ms: int) -> Stored | N
 def decide_removed(world: GlobalState, region: RegionId, what: Stored) -> tuple[Decision, ...]:
     """``region`` has deleted its manifest; the last one to do so deletes the record."""
     key = KEYS.checkpoint(what.job, what.step)
-    kept = world.checkpoints.get(key.removeprefix(KEYS.prefix("checkpoints")))
+    kept = world.checkpoints.get(KEYS.checkpoint_name(what.job, what.step))
     if kept is None or kept.record.digest != what.digest or region not in spots(kept.record):
         return ()
     left = tuple(r for r in spots(kept.record) if r != region)
@@ -113,7 +113,7 @@ def is_orphan(world: GlobalState, what: Stored, epoch: Epoch) -> bool:
     owner = world.ownership.get(what.job)
     if owner is None or {key, KEYS.ownership(what.job), KEYS.head(what.job)} & world.suspect_keys:
         return False
-    kept = world.checkpoints.get(key.removeprefix(KEYS.prefix("checkpoints")))
+    kept = world.checkpoints.get(KEYS.checkpoint_name(what.job, what.step))
     head = world.heads.get(what.job)
     named = (kept is not None and kept.record.digest == what.digest) or (
         head is not None and head.record.digest == what.digest

@@ -101,7 +101,7 @@ def decide_damage(
     """``damaged`` is not whole in ``region``. ``instead``: an older one that was just verified there, wanted if
     ``is_last_copy``; None: there is none, and the head stays, so that nothing starts from scratch unasked."""
     name = KEYS.checkpoint(damaged.job, damaged.step)
-    kept = world.checkpoints.get(name.removeprefix(KEYS.prefix("checkpoints")))
+    kept = world.checkpoints.get(KEYS.checkpoint_name(damaged.job, damaged.step))
     head = world.heads.get(damaged.job)
     if kept is None or kept.record.digest != damaged.digest or region not in places(kept.record):
         return ()
@@ -139,7 +139,7 @@ def decide_damage(
         draft.put(KEYS.head(damaged.job), back, head)
         sentence += f"; {damaged.job} resumes from step {instead.step} instead"
         older = KEYS.checkpoint(instead.job, instead.step)
-        unchanged.append((older, world.checkpoints.get(older.removeprefix(KEYS.prefix("checkpoints")))))
+        unchanged.append((older, world.checkpoints.get(KEYS.checkpoint_name(instead.job, instead.step))))
     unchanged.append((KEYS.grant(region), world.grants.get(region)))
     return (
         Decision(

@@ -190,7 +190,7 @@ def test_a_suspect_checkpoint_is_kept_but_does_not_become_the_head() -> None:
     assert [w.key for w in decision.writes] == [KEYS.checkpoint(JOB, 30)]
     assert Guard(KEYS.head(JOB), Revision(11)) in decision.guards
     kept = CheckpointRecord(JOB, 30, EPOCH, "d", 5, EAST, True, 99)
-    name = KEYS.checkpoint(JOB, 30).removeprefix(KEYS.prefix("checkpoints"))
+    name = KEYS.checkpoint_name(JOB, 30)
     repeated = world(checkpoints={name: Versioned(kept, Revision(12), Revision(12), 0)})
     assert isinstance(commit(repeated, suspect=True), Refusal), "said again, it is not written again"
     redone = commit(replace(repeated, ownership={JOB: held(replace(OWNER, epoch=Epoch(1, 5)))}), epoch=Epoch(1, 5))

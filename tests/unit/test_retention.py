@@ -45,7 +45,7 @@ def world(
     return GlobalState(
         heads=heads,
         ownership={JOB: at(owner, 8)},
-        checkpoints={KEYS.checkpoint(JOB, r.step).removeprefix(KEYS.prefix("checkpoints")): at(r) for r in records},
+        checkpoints={KEYS.checkpoint_name(JOB, r.step): at(r) for r in records},
     )
 
 

@@ -51,7 +51,7 @@ class World:
             self.heads[JOB] = self.versioned(head)
 
     def name(self, step: int) -> str:
-        return KEYS.checkpoint(JOB, step).removeprefix(KEYS.prefix("checkpoints"))
+        return KEYS.checkpoint_name(JOB, step)
 
     def versioned(self, record: object) -> Versioned:  # type: ignore[type-arg]
         self.revision += 1
