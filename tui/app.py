@@ -14,7 +14,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 
 from gridkeeper.client import ClientError, GridClient
-from gridkeeper.client.grid import Act
+from gridkeeper.client.answers import Act
 from gridkeeper.clock import SystemClock
 from gridkeeper.config import ClientConfig
 from gridkeeper.ports.clock import Clock

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from gridkeeper import selector as selectors
 from gridkeeper.client import Alive, Change, Gone, Listing, NotFound, Put, Synced, Unreachable
-from gridkeeper.client.grid import Act, Explained, ReplicaStatus
+from gridkeeper.client.answers import Act, Explained, ReplicaStatus
 from gridkeeper.ids import RegionId
 from gridkeeper.kinds import reference
 from gridkeeper.v1.api_pb2 import InfoResponse, Kind, Link, Object

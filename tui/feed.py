@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from gridkeeper.client import Change, Listing
-from gridkeeper.client.grid import Act, Explained, ReplicaStatus
+from gridkeeper.client.answers import Act, Explained, ReplicaStatus
 from gridkeeper.v1.api_pb2 import Kind, Object
 
 

@@ -11,7 +11,8 @@ import click
 
 from gridkeeper.cli.session import Session, call, client_options, pass_session
 from gridkeeper.cli.text import parse_span
-from gridkeeper.client.grid import Act, GridClient
+from gridkeeper.client.answers import Act
+from gridkeeper.client.grid import GridClient
 from gridkeeper.client.plain import word
 from gridkeeper.v1 import records_pb2
 

@@ -10,7 +10,8 @@ import click
 from gridkeeper.cli.acts import confirm, reason_option, tell
 from gridkeeper.cli.output import FORMATS, print_listing
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
-from gridkeeper.client.grid import Act, GridClient
+from gridkeeper.client.answers import Act
+from gridkeeper.client.grid import GridClient
 from gridkeeper.clock import SystemClock
 from gridkeeper.v1 import api_pb2
 

@@ -12,8 +12,9 @@ from gridkeeper.cli.explain import print_chain
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
 from gridkeeper.cli.table import one_line, plain_lines
 from gridkeeper.cli.text import age, moment, span
+from gridkeeper.client.answers import Explained, Listing
 from gridkeeper.client.errors import ClientError, InvalidRequest, NotFound
-from gridkeeper.client.grid import Explained, GridClient, Listing
+from gridkeeper.client.grid import GridClient
 from gridkeeper.client.plain import plain
 from gridkeeper.clock import SystemClock
 from gridkeeper.kinds import BY_NUMBER, kind_named

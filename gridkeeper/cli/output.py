@@ -10,8 +10,8 @@ import yaml
 
 from gridkeeper.cli.columns import columns
 from gridkeeper.cli.table import plain_line, print_table, widths
+from gridkeeper.client.answers import Listing
 from gridkeeper.client.changes import Alive, Change, Gone, Partial, Put, Synced
-from gridkeeper.client.grid import Listing
 from gridkeeper.client.plain import plain, plain_list
 from gridkeeper.kinds import BY_NUMBER, reference
 from gridkeeper.v1.api_pb2 import Object

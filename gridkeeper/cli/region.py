@@ -10,7 +10,8 @@ import click
 from gridkeeper.cli.acts import confirm, reason_option, tell
 from gridkeeper.cli.get import get
 from gridkeeper.cli.session import Session, call, client_options, pass_session
-from gridkeeper.client.grid import Act, GridClient
+from gridkeeper.client.answers import Act
+from gridkeeper.client.grid import GridClient
 from gridkeeper.v1 import api_pb2
 
 

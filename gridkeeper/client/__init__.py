@@ -1,5 +1,6 @@
 """The typed client of the Grid API: all regions at once, with failover between the replicas of each."""
 
+from gridkeeper.client.answers import Listing
 from gridkeeper.client.changes import Alive, Change, Gone, Partial, Put, Synced
 from gridkeeper.client.errors import (
     ClientError,
@@ -10,7 +11,7 @@ from gridkeeper.client.errors import (
     Refused,
     Unreachable,
 )
-from gridkeeper.client.grid import GridClient, Listing
+from gridkeeper.client.grid import GridClient
 
 __all__ = [
     "Alive",

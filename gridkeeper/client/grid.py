@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from gridkeeper.client import fanout, follow, ledger, samples
+from gridkeeper.client.answers import Act, Explained, Listing, ReplicaStatus, SlaListing
 from gridkeeper.client.changes import Change
 from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
 from gridkeeper.client.replicas import Patience, Replicas
@@ -34,53 +34,6 @@ SEVERAL = frozenset({"fleet.sample", "budget.reserve", "breaker.state"})
 """Steps of which an explanation has several about one object at one time."""
 LIST_ATTEMPTS = 4
 """A page token is bound to one replica's snapshot: when that is gone, the listing begins anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Objects of one kind. ``partial``: why something may be missing, one sentence each; empty: this is everything.
-    ``as_of_ms``: wall time of the oldest of the answers, at the replica that gave it."""
-
-    kind: Kind.ValueType
-    objects: tuple[Object, ...]
-    partial: tuple[str, ...]
-    as_of_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """What was done, or is being done. ``objects``: ``<kind>/<name>`` touched. ``plan``: of a drain's dry run, the
-    drains as they would be recorded now."""
-
-    sentence: str
-    objects: tuple[str, ...]
-    revision: int
-    region: RegionId
-    plan: tuple[records_pb2.DrainRecord, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """Links oldest first; ``partial`` as in ``Listing``."""
-
-    chain: tuple[api_pb2.Link, ...]
-    partial: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SlaListing:
-    slas: tuple[api_pb2.SlaView, ...]
-    partial: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """One replica as it answers; ``info`` None: it does not, ``error`` says how."""
-
-    region: RegionId
-    address: str
-    info: api_pb2.InfoResponse | None
-    error: str
 
 
 class GridClient:
