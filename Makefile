@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: up demo test lint proto proto-check bench clean
+.PHONY: up demo test explore lint proto proto-check bench clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -22,6 +22,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n auto
 	$(BIN)/python -m pytest tests/integration tests/e2e
+
+# The tests that look for counterexamples, with new random examples each time (`make test` tries the same ones always).
+explore: $(STAMP)
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/unit -n auto -m hypothesis
 
 lint: $(STAMP) proto-check
 	$(BIN)/ruff check .

@@ -6,16 +6,15 @@ from. It is refused before it is stored, with the reason, and the checkpoint bef
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
+import operator
 import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from failover.checkpoint import files
+from failover.checkpoint import files, inertpickle
 from gridkeeper.ports.jobs import CheckpointError
 
 MAX_METADATA_BYTES = 256 * 1024 * 1024
@@ -55,27 +54,6 @@ def _read(directory: Path, path: str, size: int) -> bytes:
 # -- PyTorch distributed checkpoints: .metadata is written last, and says which bytes of which shard are what ----------
 
 
-class _Inert:
-    """Stands for every class that a pickle names: nothing of the pickle's choice is imported or called."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def _take(self, *_: object) -> None:
-        """What is put into a container of a class that is not known."""
-
-    __setitem__ = append = extend = add = _take
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update({key: value for key, value in state.items() if isinstance(key, str)})
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type[_Inert]:
-        return _Inert
-
-
 def _dcp(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
     shards = {name for name in sizes if DCP_SHARD.match(name)}
     if not shards and DCP_METADATA not in sizes:
@@ -84,18 +62,21 @@ def _dcp(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
         raise _refused(directory, f"{here}{min(shards)}", f"a PyTorch checkpoint without its {DCP_METADATA}")
     path = f"{here}{DCP_METADATA}"
     try:
-        document = _Reader(io.BytesIO(_read(directory, path, sizes[DCP_METADATA]))).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        document = inertpickle.read(_read(directory, path, sizes[DCP_METADATA]))
+    except inertpickle.NotRead as error:
         if not shards:
             return  # another program's file of that name
-        raise _refused(directory, path, f"it does not parse: {error!r}"[:300]) from error
-    entries = getattr(document, "storage_data", None)
-    if not isinstance(entries, dict):
+        raise _refused(directory, path, f"it does not parse: {error}"[:300]) from error
+    entries = document.fields().get("storage_data") if isinstance(document, inertpickle.Thing) else None
+    if not isinstance(entries, inertpickle.Pairs):
         return  # a storage writer of another kind: nothing can be said
-    for entry in entries.values():
-        shard, offset, length = (getattr(entry, name, None) for name in ("relative_path", "offset", "length"))
+    for _, entry in entries.pairs:
+        fields = entry.fields() if isinstance(entry, inertpickle.Thing) else {}
+        shard, offset, length = (fields.get(name) for name in ("relative_path", "offset", "length"))
         if not isinstance(shard, str) or not isinstance(offset, int) or not isinstance(length, int):
             raise _refused(directory, path, "an entry names no shard, offset and length")
+        if offset < 0 or length < 0:
+            raise _refused(directory, path, f"shard {shard[:200]!r}: offset {offset}, length {length} are no place")
         if shard not in sizes:
             raise _refused(directory, path, f"shard {shard[:200]!r} is missing")
         if offset + length > sizes[shard]:
@@ -124,7 +105,7 @@ def _safetensors(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
         if not isinstance(places, dict):
             raise _refused(directory, path, "it has no weight_map")
         for tensor, shard in places.items():
-            if shard not in tensors:
+            if not isinstance(shard, str) or shard not in tensors:
                 raise _refused(directory, path, f"shard {str(shard)[:200]!r} is missing")
             if tensor not in tensors[shard]:
                 raise _refused(directory, f"{here}{shard}", f"tensor {tensor[:200]!r} is not in it")
@@ -143,8 +124,8 @@ def _tensors(directory: Path, path: str, size: int) -> frozenset[str]:
     end = 0
     for name, entry in header.items():
         try:
-            end = max(end, int(entry["data_offsets"][1]))
-        except (TypeError, KeyError, IndexError, ValueError) as error:
+            end = max(end, operator.index(entry["data_offsets"][1]))
+        except (TypeError, KeyError, IndexError) as error:
             raise _refused(directory, path, f"tensor {name[:200]!r} has no data_offsets") from error
     if 8 + length + end != size:
         raise _refused(directory, path, f"it has {size} bytes, its header says {8 + length + end}")

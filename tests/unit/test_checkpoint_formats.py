@@ -5,10 +5,13 @@ Protects: a checkpoint that no job can resume from never becomes the newest one,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import pickletools
 import struct
+import tracemalloc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from failover.checkpoint import inertpickle
 from failover.checkpoint.files import walk
 from failover.checkpoint.formats import refuse_incomplete
 from gridkeeper.ports.jobs import CheckpointError
@@ -163,8 +167,79 @@ def test_any_other_directory_passes(tmp_path: Path) -> None:
     check(tmp_path)
 
 
-@settings(max_examples=100)
-@given(st.binary(max_size=200), st.sampled_from([".metadata", "m.safetensors", "m.safetensors.index.json"]))
+def nested_keys() -> bytes:
+    """A dict whose key is a tuple of one tuple twice, sixty deep: hashing it never ends."""
+    doubled = b"".join(b"q%c0h%ch%c\x86" % (n, n, n) for n in range(60))
+    return b"\x80\x02})" + doubled + b"Ns."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x8e\x00\x00\x00\x00\x00\x00\x00\x01",  # bytes of 2**56
+        b"\x8d\x00\x00\x00\x00\x00\x00\x00\x80",  # text of 2**63
+        b"\x96\x00\x00\x00\x00\x00\x00\x00\x01",  # a bytearray of 2**56
+        b"Nr\xff\xff\xff\x7f.",  # a memo of 2**31 places
+        nested_keys(),
+        b")" + b"\x85" * 100_000 + b".",  # tuples in tuples
+    ],
+)
+def test_a_pickle_takes_no_more_memory_or_time_than_its_size_is_worth(tmp_path: Path, data: bytes) -> None:
+    """Protects: the agent from a job's file of a few bytes that asks for exabytes, or for hours."""
+    dcp(tmp_path / "step-1")
+    (tmp_path / "step-1" / ".metadata").write_bytes(data)
+    tracemalloc.start()
+    with contextlib.suppress(CheckpointError):
+        check(tmp_path / "step-1")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_inert_pickle_says_what_was_written(protocol: int) -> None:
+    """Protects: every protocol that Python ever wrote is read as it was meant."""
+    deep: list[Any] = [1, -(2**70), 1.5, "ä", b"b", None, True, (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)]
+    thing = Metadata({"a": deep, "again": deep}, storage_data={"key": {"inner": [{}]}})
+    read = inertpickle.read(pickle.dumps(thing, protocol))
+    assert isinstance(read, inertpickle.Thing)
+    fields = read.fields()
+    (states, storage) = (fields["state_dict_metadata"], fields["storage_data"])
+    assert isinstance(states, inertpickle.Pairs) and isinstance(storage, inertpickle.Pairs)
+    values = [value for _, value in states.pairs]
+    assert [key for key, _ in states.pairs] == ["a", "again"] and values[0] is values[1]
+    plain = [item for item in deep if item != b"b"]  # protocols below 3 write bytes as a call
+    assert isinstance(values[0], list) and [v for v in values[0] if v != b"b" and not _thing(v)] == plain
+    assert storage.pairs == [("key", inertpickle.Pairs([("inner", [inertpickle.Pairs()])]))]
+
+
+def _thing(value: object) -> bool:
+    return isinstance(value, inertpickle.Thing)
+
+
+OPERATIONS = st.lists(
+    st.sampled_from([code.code.encode("latin-1") for code in pickletools.opcodes]).flatmap(
+        lambda code: st.binary(max_size=9).map(lambda rest: code + rest)
+    ),
+    max_size=30,
+).map(b"".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["weight_map", "data_offsets", "a", "m.safetensors"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+DOCUMENTS = VALUES.map(lambda value: json.dumps(value).encode())
+HEADERS = DOCUMENTS.map(lambda text: struct.pack("<Q", len(text)) + text)
+
+
+@settings(max_examples=200)
+@given(
+    st.binary(max_size=200) | OPERATIONS | DOCUMENTS | HEADERS,
+    st.sampled_from([".metadata", "m.safetensors", "m.safetensors.index.json"]),
+)
 def test_hostile_bytes_are_refused_or_pass_and_raise_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str
 ) -> None:
