@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Callable
@@ -28,7 +29,10 @@ from gridkeeper.policy.model import (
     DrainPolicy,
     EventPolicy,
     LivenessPolicy,
+    PlacementPolicy,
+    PlacementWeights,
     Policy,
+    RegionTerms,
     RepairPolicy,
     RepeatPolicy,
     RulePolicy,
@@ -371,6 +375,11 @@ RULES: dict[tuple[type, str], Rule] = {
     (Policy, "freeze_fraction"): between(0.0, 1.0),
     (Policy, "probation_ms"): between(0, 365 * _DAY),
     (Policy, "repair_hold_ms"): between(0, 365 * _DAY),
+    (PlacementPolicy, "incidents_ms"): between(0, 365 * _DAY),
+    **{(PlacementWeights, weight.name): between(0, 1_000) for weight in dataclasses.fields(PlacementWeights)},
+    (RegionTerms, "price"): between(0, 1e9),
+    (RegionTerms, "spot_risk"): between(0.0, 1.0),
+    (RegionTerms, "residency"): Rule(_name),
     (Contract, "name"): Rule(_name),
     (Contract, "provider"): Rule(_text),
     (Contract, "customer"): Rule(_text),
@@ -395,6 +404,7 @@ UNIQUE: dict[tuple[type, str], str] = {
     (Policy, "rules"): "name",
     (Policy, "events"): "name",
     (Policy, "repeats"): "name",
+    (PlacementPolicy, "regions"): "region",
     (Contract, "commitments"): "name",
     (Commitment, "tiers"): "below",
 }

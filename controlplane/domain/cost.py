@@ -16,6 +16,7 @@ from failover.domain.indexes import run_of
 from failover.domain.regions import choose_region
 from gridkeeper.decision import Now
 from gridkeeper.ids import DeviceId, JobId
+from gridkeeper.policy.model import PlacementPolicy
 from gridkeeper.records.faults import DrainCost, DrainMode, JobCost
 from gridkeeper.records.jobs import MigrationKind
 from gridkeeper.snapshot import GlobalState, RegionState
@@ -59,13 +60,14 @@ def cost_of(
     capacity: Capacity,
     budgets: str,
     now: Now,
+    policy: PlacementPolicy,
 ) -> DrainCost:
     """``jobs``: those on the device. ``budgets``: their use with the drain in it, as the book tells it."""
-    hit = tuple(_job(world, job, now) for job in sorted(jobs))
+    hit = tuple(_job(world, job, now, policy) for job in sorted(jobs))
     return DrainCost(hit, capacity.without(device), capacity.total, tuple(budgets.split(", ")))
 
 
-def _job(world: GlobalState, job: JobId, now: Now) -> JobCost:
+def _job(world: GlobalState, job: JobId, now: Now, policy: PlacementPolicy) -> JobCost:
     """All devices of the job lose it: it stops as a whole."""
     owner, head, record = world.ownership.get(job), world.heads.get(job), world.jobs.get(job)
     run = run_of(world, job, owner.record.epoch) if owner else None
@@ -73,7 +75,7 @@ def _job(world: GlobalState, job: JobId, now: Now) -> JobCost:
     if owner is not None and record is not None:
         spec = record.record.spec
         move = new_migration(world, job, owner, Cause(MigrationKind.PLANNED, "", now.ledger_ms), "", now)
-        target = choose_region(spec, world, move)
+        target = choose_region(spec, world, move, policy)
     return JobCost(
         job=job,
         devices=len(owner.record.devices) if owner else 0,

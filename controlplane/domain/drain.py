@@ -253,7 +253,7 @@ def _admit(
     planned = _planned(state, settings, now, wish)
     names = book.hold(wish.device, HoldKind.DRAIN, planned.id, batch.draft)
     jobs, usage = tuple(JobId(job) for job in sorted(jobs_on(state, world, wish.device).jobs)), book.usage(wish.device)
-    cost = cost_of(world, wish.device, jobs, capacity, usage, now)
+    cost = cost_of(world, wish.device, jobs, capacity, usage, now, settings.policy.placement)
     capacity.take(wish.device)
     drain = replace(
         planned,

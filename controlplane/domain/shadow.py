@@ -122,7 +122,7 @@ def _shadow(
         trace=main.trace,
         mode=mode,
         policy_version=policy.version,
-        cost=cost_of(world, device, jobs, capacity, book.usage(device), now),
+        cost=cost_of(world, device, jobs, capacity, book.usage(device), now, settings.policy.placement),
     )
     draft = Draft()
     draft.put(keys.drain(drain.id), drain, None)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 from controlplane.rpc import care_intents, documents, drain_intents, explain, intents, moves, policies
 from controlplane.rpc.acts import Actor, checked_ttl
+from controlplane.rpc.choices import choices
 from controlplane.rpc.jobspec import checked_spec, name
 from controlplane.rpc.ledger import LedgerPages
 from controlplane.rpc.listing import Pages, checked_kind, scene_of
@@ -89,7 +90,12 @@ class GridService:
             names = self._cache.table(kind, scene_of(self._views)).objects
             raise not_found(BY_NUMBER[kind].singular, wanted, names, self._where(kind))
         entries = await self._entries(thread)
-        return api_pb2.Explanation(chain=explain.chain(thread, region, world, entries))
+        links = list(explain.chain(thread, region, world, entries))
+        if kind in (api_pb2.KIND_JOB, api_pb2.KIND_MIGRATION):
+            settings, now = self._acts.settings(), self._views.now()
+            links += choices(sorted(thread.migrations), region, world, settings, now)
+            links.sort(key=lambda link: link.at_ms)
+        return api_pb2.Explanation(chain=links)
 
     async def _explain_entry(self, name: str) -> api_pb2.Explanation:
         """An entry of the audit trail, and the stories of its object and of the evidence that it cites."""

@@ -49,6 +49,7 @@ def checked_spec(message: records_pb2.JobSpec, regions: Collection[RegionId]) ->
         grace_ms=_between("spec.grace_ms", spec.grace_ms or DEFAULT_GRACE_MS, 0, MAX_GRACE_MS),
         max_restarts=_between("spec.max_restarts", spec.max_restarts, 0, MAX_RESTARTS),
         priority=_between("spec.priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        residency=name("spec.residency", spec.residency) if spec.residency else "",
     )
 
 

@@ -184,7 +184,7 @@ class RegionalLeader:
 
     async def _copy_once(self) -> bool:
         world = global_state(self._world)
-        decisions = await self._replicator.copy(world, self._settings.policy.checkpoints.copy_bytes_per_s)
+        decisions = await self._replicator.copy(world, self._settings.policy)
         grant = world.grants.get(self._region)
         if grant is None or not decisions:
             return False

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from failover.checkpoint.pace import TokenPace
 from failover.domain.indexes import LANDED, active_migrations
+from failover.domain.regions import barred_from
 from failover.domain.scrub import places
 from gridkeeper.decision import Decision, Put, Versioned, guards_of
 from gridkeeper.ids import JobId, RegionId
 from gridkeeper.keys import KEYS
+from gridkeeper.policy.model import PlacementPolicy, Policy
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
 from gridkeeper.records.jobs import TERMINAL_JOB, CheckpointRecord, GrantRecord, HeadRecord
@@ -31,7 +33,12 @@ class CopyTask:
     urgent: bool
 
 
-def wanted_copies(world: GlobalState, region: RegionId) -> tuple[CopyTask, ...]:
+DEFAULT_POLICY = Policy()
+
+
+def wanted_copies(
+    world: GlobalState, region: RegionId, placement: PlacementPolicy = DEFAULT_POLICY.placement
+) -> tuple[CopyTask, ...]:
     """The heads that ``region`` should hold and does not: of jobs that are moving here, first; then, as a standby, of
     jobs that may run here. Only the newest checkpoint of each, and none of jobs that have ended. Pure."""
     active = active_migrations(world)
@@ -44,8 +51,7 @@ def wanted_copies(world: GlobalState, region: RegionId) -> tuple[CopyTask, ...]:
         urgent = (
             migration is not None and migration.record.target_region == region and migration.record.state not in LANDED
         )
-        allowed = not record.record.spec.regions or region in record.record.spec.regions
-        if urgent or allowed:
+        if not barred_from(record.record.spec, region, placement):
             tasks.append(CopyTask(job, head.record.step, head.record.digest, head.record.regions, urgent))
     return tuple(sorted(tasks, key=lambda task: (not task.urgent, task.job)))
 
@@ -79,12 +85,12 @@ class Replicator:
         self._stores = stores
         self._complained: dict[JobId, str] = {}
 
-    async def copy(self, world: GlobalState, bytes_per_s: int = 0) -> Sequence[Decision]:
+    async def copy(self, world: GlobalState, policy: Policy = DEFAULT_POLICY) -> Sequence[Decision]:
         """Bring one checkpoint over and return the decision that records it; empty: nothing to do, or nothing that
-        can be read now. One at a time, so that what a migration waits for comes first in every round.
-        ``bytes_per_s``: limit of copies that no migration waits for; 0: none."""
-        for task in wanted_copies(world, self._region):
-            failure = await self._bring(task, bytes_per_s)
+        can be read now. One at a time, so that what a migration waits for comes first in every
+        round."""
+        for task in wanted_copies(world, self._region, policy.placement):
+            failure = await self._bring(task, policy.checkpoints.copy_bytes_per_s)
             if failure:
                 self._complain(task, failure)
                 continue

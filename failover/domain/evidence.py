@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.records.common import Scope, Severity
-from gridkeeper.records.faults import DrainRecord, DrainState, IncidentRecord, IncidentState
+from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord, IncidentRecord, IncidentState
 from gridkeeper.snapshot import RegionState
 
 BEFORE_EXIT_MS = 60_000
@@ -57,7 +57,7 @@ def open_incidents(state: RegionState, node: NodeId, devices: tuple[DeviceId, ..
         return
     found = [record for subject in {str(node), *devices} for record in by_subject.get(subject, ())]
     for record in sorted(found, key=_id):
-        if _of_hardware(state, record):
+        if of_hardware(state.findings, record):
             yield record
 
 
@@ -73,12 +73,12 @@ def _id(record: IncidentRecord | DrainRecord) -> str:
     return record.id
 
 
-def _of_hardware(state: RegionState, incident: IncidentRecord) -> bool:
+def of_hardware(findings: Mapping[str, Versioned[FindingRecord]], incident: IncidentRecord) -> bool:
     """A process that crashed by its own doing leaves findings of process scope, and no more."""
     if incident.severity not in GRAVE:
         return False
-    findings = [state.findings[f].record for f in incident.findings if f in state.findings]
-    return not findings or any(f.scope is not Scope.PROCESS for f in findings)
+    known = [findings[f].record for f in incident.findings if f in findings]
+    return not known or any(f.scope is not Scope.PROCESS for f in known)
 
 
 def drains_on(state: RegionState, devices: tuple[DeviceId, ...]) -> Iterator[DrainRecord]:

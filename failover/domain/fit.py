@@ -1,33 +1,17 @@
-"""Which devices of a region a job is given. Pure."""
+"""What a migration asks a region for, and whether what was reserved for it is still good. Pure."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from itertools import chain
 
 from failover.domain.eligible import barred, drained_devices, eligible
 from failover.domain.evidence import open_incidents
 from failover.domain.holders import Holders, Room
+from failover.domain.places import DEFAULT_WEIGHTS, Found, NoRoom, Place, Request, place
 from gridkeeper.decision import Guard, Versioned, guards_of
 from gridkeeper.ids import DeviceId, NodeId
 from gridkeeper.keys import RegionKeys
+from gridkeeper.policy.model import PlacementWeights
 from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, ReservationRecord
 from gridkeeper.snapshot import GlobalState, RegionState
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """All of a job's devices, on one node."""
-
-    node: NodeId
-    devices: tuple[DeviceId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NoRoom:
-    """Why there is no place, as a sentence."""
-
-    sentence: str
 
 
 def relied_guards(state: RegionState, place: Place) -> tuple[Guard, ...]:
@@ -46,21 +30,6 @@ def relied_guards(state: RegionState, place: Place) -> tuple[Guard, ...]:
     return guards_of(pairs)
 
 
-def _natural(name: str) -> tuple[tuple[int, str], ...]:
-    """``gpu10`` after ``gpu9``."""
-    parts: list[tuple[int, str]] = []
-    digits = ""
-    for char in f"{name}\0":
-        if char.isdigit():
-            digits += char
-            continue
-        if digits:
-            parts.append((int(digits), ""))
-            digits = ""
-        parts.append((-1, char))
-    return tuple(parts)
-
-
 def blamed(state: RegionState, world: GlobalState, migration: MigrationRecord) -> frozenset[DeviceId]:
     """Source devices that this migration must not come back to: those with an open incident, and all of them when the
     job is to leave while it runs. (What a drain takes out is barred for everybody.)"""
@@ -75,53 +44,25 @@ def blamed(state: RegionState, world: GlobalState, migration: MigrationRecord) -
     return frozenset(d for d in owner.record.devices if d in suspects)
 
 
-def find_place(
-    state: RegionState, world: GlobalState, spec: JobSpec, migration: MigrationRecord, room: Room, holders: Holders
-) -> Place | NoRoom:
-    """Devices for the whole gang on one node.
-
-    Among the nodes with room: not the source node, then fewest open incidents, then the fewest free devices left over
-    (so that large gaps stay together), then by name.
-    """
-    excluded = blamed(state, world, migration)
+def request_of(state: RegionState, world: GlobalState, spec: JobSpec, migration: MigrationRecord) -> Request:
+    """What a migration asks this region for. The node that the job is to leave is taken last."""
     owner = world.ownership.get(migration.job)
-    source_node = owner.record.node if owner is not None and owner.record.region == state.region else NodeId("")
-    need = max(1, spec.devices)
-    own = {state.devices[d].record.node for d in holders.by_job.get(migration.job, ()) if d in state.devices}
+    here = owner is not None and owner.record.region == state.region
+    last = frozenset({owner.record.node}) if owner is not None and here else frozenset[NodeId]()
+    return Request(migration.job, max(1, spec.devices), 1, spec.model, blamed(state, world, migration), last)
 
-    def free(node: NodeId) -> list[DeviceId]:
-        devices = room.candidates.get(node, ()) if node in own else room.free(node)
-        return [
-            d
-            for d in devices
-            if d not in excluded
-            and not holders.others(d, migration.job)
-            and holders.by_device.get(d, {}).get(migration.job) != 0
-            and (not spec.model or state.devices[d].record.model == spec.model)
-        ]
 
-    best: tuple[tuple[int, int, int, str], Place] | None = None
-    special = sorted({*own, source_node})
-    for node in chain(special, room.nodes(need)):
-        devices = free(node)
-        if len(devices) < need:
-            continue
-        chosen = tuple(sorted(devices, key=_natural)[:need])
-        troubled = sum(1 for _ in open_incidents(state, node, chosen))
-        score = (int(node == source_node), troubled, len(devices) - len(chosen), str(node))
-        if best is None or score < best[0]:
-            best = (score, Place(node, chosen))
-        if not troubled and not spec.model and node not in special:
-            break  # those that follow leave more free devices over, or come later by name
-    if best is not None:
-        return best[1]
-    most = max((len(free(node)) for node in own), default=0)
-    for count, node in room.fullest_first():
-        if count <= most:
-            break
-        most = max(most, len(free(node)))
-    model = f" of model {spec.model}" if spec.model else ""
-    return NoRoom(f"no node of {state.region} has {need} free healthy devices{model} together (most: {most})")
+def find_place(
+    state: RegionState,
+    world: GlobalState,
+    spec: JobSpec,
+    migration: MigrationRecord,
+    room: Room,
+    holders: Holders,
+    weights: PlacementWeights = DEFAULT_WEIGHTS,
+) -> Found | NoRoom:
+    """A place for a migration that comes here, with what else was considered."""
+    return place(state, request_of(state, world, spec, migration), room, holders, weights)
 
 
 def unfit(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from failover.domain.scoring import FULL
 from gridkeeper.ids import DeviceId, JobId, NodeId
 
 FUTURE = 1 << 62
@@ -71,6 +73,15 @@ class Holders:
         return sorted(j for j, since in held.items() if j != job and since < before)
 
 
+class Shelf(NamedTuple):
+    """Nodes that placement finds equally good: so many free devices, and the same points for health (good devices among
+    all that the node has) and for the absence of incidents (see ``domains``)."""
+
+    free: int
+    health: int
+    incidents: int
+
+
 class Room:
     """Devices that nobody holds, by node. ``candidates``: see ``eligible.eligible``; ``holders`` keeps this in step."""
 
@@ -79,23 +90,46 @@ class Room:
         self._holders = holders
         self._node_of: dict[DeviceId, NodeId] = {}
         self._free: dict[NodeId, set[DeviceId]] = {}
-        self._by_count: dict[int, list[NodeId]] = {}
+        self._sizes: dict[NodeId, int] = {}
+        self._points: Mapping[NodeId, int] = {}
+        self._shelves: dict[Shelf, list[NodeId]] = {}
         for node, devices in sorted(candidates.items()):
-            self.put(node, devices)
+            self.put(node, devices, len(devices))
         holders.room = self
 
-    def put(self, node: NodeId, devices: Sequence[DeviceId]) -> None:
-        """All candidates of a node."""
-        before = self._free.pop(node, None)
-        if before is not None:
-            self._by_count[len(before)].remove(node)
+    def put(self, node: NodeId, devices: Sequence[DeviceId], size: int) -> None:
+        """All candidates of a node that has ``size`` devices."""
+        if node in self._free:
+            self._take_off(node)
+            del self._free[node], self._sizes[node]
         for device in self.candidates.pop(node, ()):
             del self._node_of[device]
         if devices:
             self.candidates[node] = list(devices)
             self._node_of.update(dict.fromkeys(devices, node))
-            free = self._free[node] = {device for device in devices if not self._holders.by_device.get(device)}
-            insort(self._by_count.setdefault(len(free), []), node)
+            self._free[node] = {device for device in devices if not self._holders.by_device.get(device)}
+            self._sizes[node] = max(size, len(devices))
+            insort(self._shelves.setdefault(self.shelf(node), []), node)
+
+    def rate(self, points: Mapping[NodeId, int]) -> None:
+        """``points`` of nodes with incidents in their domain; all others have ``FULL``."""
+        if points is self._points:
+            return
+        moved = [
+            node
+            for node in {*self._points, *points}
+            if node in self._free and self._points.get(node, FULL) != points.get(node, FULL)
+        ]
+        for node in moved:
+            self._take_off(node)
+        self._points = points
+        for node in moved:
+            insort(self._shelves.setdefault(self.shelf(node), []), node)
+
+    def shelf(self, node: NodeId) -> Shelf:
+        """Where a node with candidates stands."""
+        health = FULL * len(self.candidates[node]) // self._sizes[node]
+        return Shelf(len(self._free[node]), health, self._points.get(node, FULL))
 
     def free(self, node: NodeId) -> list[DeviceId]:
         """In the order of ``candidates``."""
@@ -104,19 +138,17 @@ class Room:
 
     def counts(self) -> list[int]:
         """How many devices of a node are free, of all nodes: one number each."""
-        return [count for count, nodes in self._by_count.items() for _ in nodes]
+        return [shelf.free for shelf, nodes in self._shelves.items() for _ in nodes]
 
-    def nodes(self, least: int) -> Iterator[NodeId]:
-        """Nodes with at least so many free devices: those with the fewest first, then by name."""
-        for count in sorted(self._by_count):
-            if count >= least:
-                yield from self._by_count[count]
+    def shelves(self, least: int) -> Iterator[tuple[Shelf, Sequence[NodeId]]]:
+        """Nodes with at least so many free devices, in order of name on each shelf."""
+        return ((shelf, nodes) for shelf, nodes in self._shelves.items() if shelf.free >= least)
 
     def fullest_first(self) -> Iterator[tuple[int, NodeId]]:
         """All nodes, those with the most free devices first."""
-        for count in sorted(self._by_count, reverse=True):
-            for node in self._by_count[count]:
-                yield count, node
+        for shelf in sorted(self._shelves, reverse=True):
+            for node in self._shelves[shelf]:
+                yield shelf.free, node
 
     def take(self, device: DeviceId) -> None:
         self._change(device, free=False)
@@ -128,10 +160,16 @@ class Room:
         node = self._node_of.get(device)
         if node is None:
             return
-        held = self._free[node]
-        self._by_count[len(held)].remove(node)
+        self._take_off(node)
         if free:
-            held.add(device)
+            self._free[node].add(device)
         else:
-            held.discard(device)
-        insort(self._by_count.setdefault(len(held), []), node)
+            self._free[node].discard(device)
+        insort(self._shelves.setdefault(self.shelf(node), []), node)
+
+    def _take_off(self, node: NodeId) -> None:
+        shelf = self.shelf(node)
+        nodes = self._shelves[shelf]
+        del nodes[bisect_left(nodes, node)]
+        if not nodes:
+            del self._shelves[shelf]

@@ -97,7 +97,7 @@ def _waiting(world: GlobalState, settings: Settings, now: Now, job: Versioned[Jo
     """What an active migration waits for, if it is room."""
     if active.record.state in LANDED or active.record.state is MigrationState.STOPPING:
         return ""
-    target = seek_target(world, job.record.spec, active, settings.timings, now)
+    target = seek_target(world, job.record.spec, active, settings, now)
     return target.sentence if isinstance(target, Wait) else ""
 
 

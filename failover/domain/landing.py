@@ -67,6 +67,7 @@ def move_ownership(
         target_node=offer.record.node,
         target_devices=offer.record.devices,
         target_epoch=epoch,
+        places=offer.record.places,
         resume_step=resume_step,
         last_source_step=last,
         rpo_steps=max(0, last - resume_step),

@@ -276,7 +276,7 @@ class _Step:
         if self.now.mono_ms - self.migration.seen_ms < limit:
             return None
         why = f"checkpoint step {head.record.step} did not arrive within {limit} ms"
-        ask = ask_elsewhere(self.world, self.job.record.spec, self.record, why)
+        ask = ask_elsewhere(self.world, self.job.record.spec, self.record, why, self.settings.policy.placement)
         if ask is None or ask.record.target_region not in head.record.regions:
             return None
         return self._asked(ask)
@@ -291,7 +291,7 @@ class _Step:
         return move_ownership(self.world, self.job, self.migration, offer, self.now)
 
     def _seek(self) -> Ready | Ask | Wait:
-        return seek_target(self.world, self.job.record.spec, self.migration, self.settings.timings, self.now)
+        return seek_target(self.world, self.job.record.spec, self.migration, self.settings, self.now)
 
     def _asked(self, ask: Ask) -> Decision:
         record = ask.record

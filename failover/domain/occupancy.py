@@ -10,6 +10,7 @@ from failover.domain.indexes import released, run_of
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId
 from gridkeeper.memo import differing
+from gridkeeper.records.fleet import NodeRecord
 from gridkeeper.records.jobs import TERMINAL_JOB, JobRecord, OwnershipRecord, ReservationRecord, RunRecord
 from gridkeeper.snapshot import GlobalState, RegionState
 from gridkeeper.timings import Timings
@@ -38,6 +39,7 @@ class _Occupancy:
         self._ownership: Mapping[JobId, Versioned[OwnershipRecord]] = {}
         self._runs: Mapping[str, Versioned[RunRecord]] = {}
         self._eligible: Mapping[NodeId, list[DeviceId]] = {}
+        self._nodes: Mapping[NodeId, Versioned[NodeRecord]] = {}
 
     def at(self, state: RegionState, world: GlobalState, mono_ms: int) -> tuple[Room, Holders]:
         changed = self._revoked | self._holders.assumed
@@ -48,8 +50,9 @@ class _Occupancy:
         for job in changed:
             self._holders.put(job, self._holds(state, world, job, mono_ms))
         fit = eligible(state)
-        for node in differing(self._eligible, fit):
-            self._room.put(node, fit.get(node, ()))
+        for node in {*differing(self._eligible, fit), *differing(self._nodes, state.nodes)}:
+            self._room.put(node, fit.get(node, ()), size_of(state, node))
+        self._nodes = state.nodes
         self._reservations, self._eligible = state.reservations, fit
         self._jobs, self._ownership, self._runs = world.jobs, world.ownership, world.runs
         return self._room, self._holders
@@ -68,6 +71,12 @@ class _Occupancy:
         if not released(owner, run_of(world, job, owner.record.epoch), mono_ms, self._timings):
             held.update(dict.fromkeys(owner.record.devices, 0))
         return held
+
+
+def size_of(state: RegionState, node: NodeId) -> int:
+    """How many devices its agent says that the node has."""
+    record = state.nodes.get(node)
+    return len(record.record.devices) if record else 0
 
 
 class _Newest:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from failover.domain.domains import incident_points
 from failover.domain.eligible import usable_count
-from failover.domain.fit import NoRoom, Place, blamed, find_place, relied_guards, unfit
+from failover.domain.fit import blamed, find_place, relied_guards, unfit
 from failover.domain.grants import grant_guard
 from failover.domain.holders import FUTURE, Holders, Room
 from failover.domain.indexes import LANDED, active_migrations, current_offer, is_active, unreadable, wants_to_run
 from failover.domain.occupancy import occupied
-from failover.domain.regions import choose_region
+from failover.domain.places import Found, NoRoom, Place
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
 from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import JobId, NodeId, ReplicaId
@@ -36,8 +37,6 @@ from gridkeeper.snapshot import GlobalState, RegionState, Settings
 PUBLISH_EVERY_MS = 500
 """As often as a leader ticks when nothing happens. What is chosen by it is asked for and answered anyway."""
 
-__all__ = ["choose_region", "decide_offers", "decide_reservations", "published_region"]
-
 
 def decide_reservations(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Decision, ...]:
     """Reserve for migrations that come here, restore what the owners here hold, release the rest (region store)."""
@@ -45,7 +44,7 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
         return ()
     keys = RegionKeys(state.region)
     coming = _coming(state, world)
-    room, holders = occupied(state, world, now.mono_ms, settings.timings)
+    room, holders = rated(state, world, settings, now)
     here = {job for job, owner in world.ownership.items() if owner.record.region == state.region}
     decisions: list[Decision] = []
     for job in sorted({*coming, *here, *state.reservations}):
@@ -61,10 +60,10 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
                 continue
             if held is not None and _offered(world, held.record):
                 continue
-            place = find_place(state, world, spec, migration, room, holders)
-            if isinstance(place, Place):
-                decision = _reserve(state, job, migration, place, held, now)
-                _rehold(holders, job, held, place)
+            found = find_place(state, world, spec, migration, room, holders, settings.policy.placement.weights)
+            if isinstance(found, Found):
+                decision = _reserve(state, job, migration, found, held, now)
+                _rehold(holders, job, held, found.places[0])
         elif held is not None and _offered(world, held.record):
             continue
         if decision is None:
@@ -72,6 +71,13 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
         if decision is not None:
             decisions.append(decision)
     return tuple(decisions)
+
+
+def rated(state: RegionState, world: GlobalState, settings: Settings, now: Now) -> tuple[Room, Holders]:
+    """``occupied``, with the room rated by what went wrong lately."""
+    room, holders = occupied(state, world, now.mono_ms, settings.timings)
+    room.rate(incident_points(state, settings.policy.placement.incidents_ms, now))
+    return room, holders
 
 
 def _offered(world: GlobalState, held: ReservationRecord) -> bool:
@@ -99,11 +105,12 @@ def _reserve(
     state: RegionState,
     job: JobId,
     migration: MigrationRecord,
-    place: Place,
+    found: Found,
     held: Versioned[ReservationRecord] | None,
     now: Now,
 ) -> Decision:
-    record = ReservationRecord(job, migration.id, place.node, place.devices, now.ledger_ms)
+    place = found.places[0]
+    record = ReservationRecord(job, migration.id, place.node, place.devices, now.ledger_ms, found.considered)
     key = RegionKeys(state.region).reservation(job)
     sentence = f"{', '.join(place.devices)} reserved for {job} (migration {migration.id}, attempt {migration.attempt})"
     put = Put(key, record, held.revision if held else ABSENT)
@@ -170,13 +177,13 @@ def decide_offers(state: RegionState, world: GlobalState, settings: Settings, no
     coming = _coming(state, world)
     if not world.fresh or grant is None or held_grant is None or not coming:
         return ()
-    room, holders = occupied(state, world, now.mono_ms, settings.timings)
+    room, holders = rated(state, world, settings, now)
     decisions: list[Decision] = []
     for job, migration in sorted(coming.items()):
         offer_key = KEYS.offer(migration.record.id)
         if unreadable(world, job):
             continue
-        answer = _answer(state, world, migration.record, room, holders, held_grant.record.term)
+        answer = _answer(state, world, migration.record, room, holders, held_grant.record.term, settings)
         old = world.offers.get(migration.record.id)
         guards = (grant, Guard(KEYS.migration(migration.record.id), migration.revision))
         name = f"migration/{migration.record.id}"
@@ -205,6 +212,7 @@ def _answer(
     room: Room,
     holders: Holders,
     term: int,
+    settings: Settings,
 ) -> OfferRecord | None:
     """None: there is room, and the reservation is still to be made."""
     spec = world.jobs[migration.job].record.spec
@@ -214,11 +222,11 @@ def _answer(
         and held.record.migration == migration.id
         and not unfit(state, spec, held, holders, blamed(state, world, migration))
     ):
-        node, devices = held.record.node, held.record.devices
-        return OfferRecord(migration.id, migration.attempt, state.region, node, devices, "", term)
-    place = find_place(state, world, spec, migration, room, holders)
-    if isinstance(place, NoRoom):
-        return OfferRecord(migration.id, migration.attempt, state.region, NodeId(""), (), place.sentence, term)
+        node, devices, places = held.record.node, held.record.devices, held.record.places
+        return OfferRecord(migration.id, migration.attempt, state.region, node, devices, "", term, places)
+    found = find_place(state, world, spec, migration, room, holders, settings.policy.placement.weights)
+    if isinstance(found, NoRoom):
+        return OfferRecord(migration.id, migration.attempt, state.region, NodeId(""), (), found.sentence, term)
     return None
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from failover.domain.indexes import current_offer, refused_regions
-from failover.domain.regions import choose_region, holds_grant, no_region
+from failover.domain.regions import choose_region, considered, holds_grant, no_region, weigh_regions
 from gridkeeper.decision import Now, Versioned
 from gridkeeper.ids import NodeId
+from gridkeeper.policy.model import PlacementPolicy
 from gridkeeper.records.jobs import JobSpec, MigrationRecord, OfferRecord
-from gridkeeper.snapshot import GlobalState
-from gridkeeper.timings import Timings
+from gridkeeper.snapshot import GlobalState, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class Wait:
 
 
 def seek_target(
-    world: GlobalState, spec: JobSpec, migration: Versioned[MigrationRecord], timings: Timings, now: Now
+    world: GlobalState, spec: JobSpec, migration: Versioned[MigrationRecord], settings: Settings, now: Now
 ) -> Ready | Ask | Wait:
     """Where the search stands."""
-    record = migration.record
+    record, timings, policy = migration.record, settings.timings, settings.policy.placement
     if not record.target_region:
-        return _ask(world, spec, record, "")
+        return _ask(world, spec, record, "", policy)
     offer = current_offer(world, record)
     if not holds_grant(world, record.target_region):
-        return _ask(world, spec, record, f"region {record.target_region} does not hold its grant any more")
+        return _ask(world, spec, record, f"region {record.target_region} does not hold its grant any more", policy)
     if offer is not None and not offer.record.refusal:
         return Ready(offer)
     waited = now.mono_ms - migration.seen_ms
@@ -63,20 +63,21 @@ def seek_target(
     before = refused_regions(record)
     others = tuple(r for r in record.refused if not r.startswith(f"{record.target_region}:"))
     refused = replace(record, refused=(*others, entry))
-    following = choose_region(spec, world, refused)
+    following = choose_region(spec, world, refused, policy)
     if following is None or following == record.target_region:
         if offer is None and following == record.target_region:
-            return _ask(world, spec, refused, why)  # asked anew: the answer may have been lost with its leader
+            return _ask(world, spec, refused, why, policy)  # asked anew: the answer may have been lost with its leader
         return Wait(f"waits for room: {why}")
     if following in before and waited < timings.takeover_ms:
         return Wait(f"waits for room: {'; '.join((*others, entry))}")
-    return _ask(world, spec, refused, why)
+    return _ask(world, spec, refused, why, policy)
 
 
-def _ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str) -> Ask | Wait:
-    region = choose_region(spec, world, record)
-    if region is None:
-        return Wait(f"waits for room: {no_region(spec, record)}")
+def _ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str, policy: PlacementPolicy) -> Ask | Wait:
+    options = weigh_regions(spec, world, record, policy)
+    if not options or options[0].refused:
+        return Wait(f"waits for room: {no_region(options, spec)}")
+    region = options[0].region
     changed = replace(
         record,
         target_region=region,
@@ -84,14 +85,17 @@ def _ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str) -
         target_devices=(),
         attempt=record.attempt + 1,
         refused=tuple(r for r in record.refused if not r.startswith(f"{region}:")),
+        regions=considered(options),
     )
     because = f", since {why}" if why else ""
     return Ask(changed, f"region {region} is asked for devices for {record.job} (attempt {changed.attempt}){because}")
 
 
-def ask_elsewhere(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str) -> Ask | None:
+def ask_elsewhere(
+    world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str, policy: PlacementPolicy
+) -> Ask | None:
     """Give the present target up for another region; None if there is no other."""
     others = tuple(r for r in record.refused if not r.startswith(f"{record.target_region}:"))
     refused = replace(record, refused=(*others, f"{record.target_region}: {why}"))
-    asked = _ask(world, spec, refused, why)
+    asked = _ask(world, spec, refused, why, policy)
     return asked if isinstance(asked, Ask) and asked.record.target_region != record.target_region else None

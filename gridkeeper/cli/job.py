@@ -33,6 +33,7 @@ def job() -> None:
     "--priority", type=int, default=0, show_default=True, help="Higher goes first if there is not room for all."
 )
 @click.option("--max-restarts", type=int, default=3, show_default=True, help="After crashes of its own doing.")
+@click.option("--residency", default="", metavar="WORD", help="Only regions that the policy lists with it, such as eu.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @client_options
 @pass_session
@@ -50,6 +51,7 @@ def submit(
     grace: int,
     priority: int,
     max_restarts: int,
+    residency: str,
     command: tuple[str, ...],
 ) -> int:
     """Submit a job from a file, or from options and a command after --. Doing it twice is harmless.
@@ -83,6 +85,7 @@ def submit(
             grace_ms=grace,
             max_restarts=max_restarts,
             priority=priority,
+            residency=residency,
         )
     return tell(call(session, lambda grid: grid.submit_job(to_spec(wanted))))
 

@@ -27,6 +27,7 @@ class JobFile:
     grace_ms: int = 0
     max_restarts: int = 3
     priority: int = 0
+    residency: str = ""
 
 
 def to_spec(job: JobFile) -> records_pb2.JobSpec:
@@ -44,6 +45,7 @@ def to_spec(job: JobFile) -> records_pb2.JobSpec:
         grace_ms=job.grace_ms,
         max_restarts=job.max_restarts,
         priority=job.priority,
+        residency=job.residency,
     )
 
 

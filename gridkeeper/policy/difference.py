@@ -42,8 +42,18 @@ def _entries(what: str, before: tuple[Any, ...], after: tuple[Any, ...]) -> list
 
 
 def _fields(path: str, before: Any, after: Any) -> list[str]:
-    names = [f.name for f in dataclasses.fields(after) if getattr(before, f.name) != getattr(after, f.name)]
-    return [f"{path}.{name}: {_shown(getattr(before, name))} -> {_shown(getattr(after, name))}" for name in names]
+    found: list[str] = []
+    for field in dataclasses.fields(after):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if old == new:
+            continue
+        if dataclasses.is_dataclass(new):
+            found += _fields(f"{path}.{field.name}", old, new)
+        elif isinstance(new, tuple):
+            found.append(f"{path}.{field.name}: {_listed(old)} -> {_listed(new)}")
+        else:
+            found.append(f"{path}.{field.name}: {_shown(old)} -> {_shown(new)}")
+    return found
 
 
 def _listed(items: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from gridkeeper.ids import RegionId
 from gridkeeper.records.common import Action, Label, Scope, Severity
 
 HOUR_MS = 3_600_000
@@ -237,6 +238,44 @@ class RegionLossPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementWeights:
+    """How much each criterion counts where a place is chosen; 0: not at all. Of regions: ``checkpoint`` (the newest one
+    is there), ``capacity`` (share of its devices in service), ``price``, ``spot``, ``room``. Of nodes: ``health``
+    (share of its devices that are good), ``incidents`` (recent ones of node and rack), ``packing`` (few devices left
+    over), and ``topology`` (members of a gang near each other)."""
+
+    checkpoint: int = 100
+    capacity: int = 40
+    price: int = 30
+    spot: int = 30
+    room: int = 10
+    health: int = 60
+    incidents: int = 60
+    packing: int = 20
+    topology: int = 80
+
+
+@dataclass(frozen=True, slots=True)
+class RegionTerms:
+    """``price``: of a device-hour, in one currency for all; 0: not known. ``spot_risk``: chance that the provider takes
+    a device back within a day. ``residency``: words that a job's spec may ask for, such as eu."""
+
+    region: RegionId
+    price: float = 0.0
+    spot_risk: float = 0.0
+    residency: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementPolicy:
+    """``incidents_ms``: an incident seen last longer ago counts no more against its node and rack."""
+
+    weights: PlacementWeights = field(default_factory=PlacementWeights)
+    regions: tuple[RegionTerms, ...] = ()
+    incidents_ms: int = DAY_MS
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
     has been, and this is the built-in one or that of the configuration."""
@@ -262,3 +301,4 @@ class Policy:
     repair_hold_ms: int = 60_000  # drained at least this long before clear evidence moves it on to probation
     checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     region_loss: RegionLossPolicy = field(default_factory=RegionLossPolicy)
+    placement: PlacementPolicy = field(default_factory=PlacementPolicy)

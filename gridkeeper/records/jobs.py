@@ -76,6 +76,17 @@ class JobSpec:
     grace_ms: int  # between SIGTERM and SIGKILL on a graceful stop
     max_restarts: int  # restarts after a crash of its own doing (no device fault) before the job is failed
     priority: int = 0  # higher goes first where there is not room for all
+    residency: str = ""  # job and checkpoints only in regions that the policy lists with this word; "" = anywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A region or node that was considered as a job's place. ``total``: weighted mean of its scores, 0 to 1000."""
+
+    name: str
+    refused: str  # the filter that leaves it out; "" = it fits
+    total: int
+    scores: str  # "health 875×60, packing 500×20": points of 1000 × weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +229,8 @@ class MigrationRecord:
     trace: str
     silent_revision: int = 0  # of the liveness record that called the source node silent; 0: that is not the cause
     rpo_at_least: bool = False  # the source's end is not confirmed: it may have gone further than is known
+    regions: tuple[Candidate, ...] = ()  # considered when target_region was chosen, best first, then those left out
+    places: tuple[Candidate, ...] = ()  # nodes considered there, the chosen one first
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +244,7 @@ class OfferRecord:
     devices: tuple[DeviceId, ...]
     refusal: str  # "" = accepted
     term: int  # of the region's leader
+    places: tuple[Candidate, ...] = ()  # considered, the chosen one first
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +256,7 @@ class ReservationRecord:
     node: NodeId
     devices: tuple[DeviceId, ...]
     made_ms: int
+    places: tuple[Candidate, ...] = ()  # considered, the chosen one first
 
 
 @dataclass(frozen=True, slots=True)

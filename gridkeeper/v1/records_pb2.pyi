@@ -1948,6 +1948,7 @@ class JobSpec(_message.Message):
     GRACE_MS_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     namespace: _builtins.str
     workdir: _builtins.str
@@ -1958,6 +1959,7 @@ class JobSpec(_message.Message):
     grace_ms: _builtins.int
     max_restarts: _builtins.int
     priority: _builtins.int
+    residency: _builtins.str
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1980,14 +1982,46 @@ class JobSpec(_message.Message):
         grace_ms: _builtins.int = ...,
         max_restarts: _builtins.int = ...,
         priority: _builtins.int = ...,
+        residency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "devices", b"devices", "env", b"env", "grace_ms", b"grace_ms", "handles_sigusr1", b"handles_sigusr1", "max_restarts", b"max_restarts", "model", b"model", "name", b"name", "namespace", b"namespace", "prefer_other_region", b"prefer_other_region", "priority", b"priority", "regions", b"regions", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "devices", b"devices", "env", b"env", "grace_ms", b"grace_ms", "handles_sigusr1", b"handles_sigusr1", "max_restarts", b"max_restarts", "model", b"model", "name", b"name", "namespace", b"namespace", "prefer_other_region", b"prefer_other_region", "priority", b"priority", "regions", b"regions", "residency", b"residency", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """A region or node that was considered as a job's place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    refused: _builtins.str
+    """the filter that leaves it out; "" = it fits"""
+    total: _builtins.int
+    scores: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        refused: _builtins.str = ...,
+        total: _builtins.int = ...,
+        scores: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "refused", b"refused", "scores", b"scores", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class JobRecord(_message.Message):
@@ -2320,6 +2354,8 @@ class MigrationRecord(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     SILENT_REVISION_FIELD_NUMBER: _builtins.int
     RPO_AT_LEAST_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job: _builtins.str
     kind: Global___MigrationKind.ValueType
@@ -2354,6 +2390,10 @@ class MigrationRecord(_message.Message):
     def target_epoch(self) -> Global___Epoch: ...
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stamp]: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
     def __init__(
         self,
         *,
@@ -2386,10 +2426,12 @@ class MigrationRecord(_message.Message):
         trace: _builtins.str = ...,
         silent_revision: _builtins.int = ...,
         rpo_at_least: _builtins.bool = ...,
+        regions: _abc.Iterable[Global___Candidate] | None = ...,
+        places: _abc.Iterable[Global___Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source_epoch", b"source_epoch", "target_epoch", b"target_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "reason", b"reason", "refused", b"refused", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_at_least", b"rpo_at_least", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "places", b"places", "reason", b"reason", "refused", b"refused", "regions", b"regions", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_at_least", b"rpo_at_least", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2406,6 +2448,7 @@ class OfferRecord(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     attempt: _builtins.int
     region: _builtins.str
@@ -2414,6 +2457,8 @@ class OfferRecord(_message.Message):
     term: _builtins.int
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
     def __init__(
         self,
         *,
@@ -2424,10 +2469,11 @@ class OfferRecord(_message.Message):
         devices: _abc.Iterable[_builtins.str] | None = ...,
         refusal: _builtins.str = ...,
         term: _builtins.int = ...,
+        places: _abc.Iterable[Global___Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "devices", b"devices", "migration", b"migration", "node", b"node", "refusal", b"refusal", "region", b"region", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "devices", b"devices", "migration", b"migration", "node", b"node", "places", b"places", "refusal", b"refusal", "region", b"region", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2442,12 +2488,15 @@ class ReservationRecord(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     MADE_MS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     migration: _builtins.str
     node: _builtins.str
     made_ms: _builtins.int
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
     def __init__(
         self,
         *,
@@ -2456,10 +2505,11 @@ class ReservationRecord(_message.Message):
         node: _builtins.str = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
         made_ms: _builtins.int = ...,
+        places: _abc.Iterable[Global___Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "job", b"job", "made_ms", b"made_ms", "migration", b"migration", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "job", b"job", "made_ms", b"made_ms", "migration", b"migration", "node", b"node", "places", b"places"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

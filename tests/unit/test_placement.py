@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from failover.domain.placement import choose_region, decide_offers, decide_reservations, published_region
+from failover.domain.placement import decide_offers, decide_reservations, published_region
+from failover.domain.regions import choose_region
 from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
@@ -231,7 +232,7 @@ def chosen(grid: Grid, **changes: object) -> RegionId | None:
     view.look(grid.time_ms)
     migration = replace(grid.migrations("train")[-1], **changes)  # type: ignore[arg-type]
     spec = grid.job("train").spec
-    return choose_region(spec, view.world(), migration)
+    return choose_region(spec, view.world(), migration, grid.settings.policy.placement)
 
 
 def test_the_region_with_most_room_is_asked_first_and_those_that_refused_last() -> None:

@@ -19,7 +19,7 @@ TEXT = (ROOT / "docs" / "policy.md").read_text()
 TABLES = (
     model.Policy, model.RulePolicy, model.EventPolicy, model.RepeatPolicy, model.CataloguePolicy, model.BudgetPolicy,
     model.BreakerPolicy, model.DrainPolicy, model.RepairPolicy, model.LivenessPolicy, model.PeerPolicy,
-    model.RegionLossPolicy,
+    model.RegionLossPolicy, model.PlacementPolicy, model.PlacementWeights, model.RegionTerms,
 )  # fmt: skip
 
 
