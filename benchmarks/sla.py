@@ -21,10 +21,11 @@ import numpy as np
 import polars as pl
 
 from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.settlement import Cause
 from gridkeeper.sla import columns
 from gridkeeper.sla.measure import MINUTE_MS, Counting, Exclude, Rule
 from gridkeeper.sla.months import month_window
-from gridkeeper.sla.spans import Cause, Window
+from gridkeeper.sla.spans import Window
 
 RULES = (
     Rule(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gridkeeper.ids import DeviceId, EventId, JobId, MigrationId, NodeId, RegionId, ReplicaId, SpoolId
-from gridkeeper.records import books, care, documents, faults, fleet, jobs, limits, policy, regions
+from gridkeeper.records import books, care, documents, faults, fleet, jobs, limits, policy, regions, settlement
 
 ROOT = "/gridkeeper/v1"
 GLOBAL = f"{ROOT}/global/"
@@ -49,6 +49,9 @@ REGION_KINDS: dict[str, type] = {
     "probes": care.ProbeRecord,
     "witnesses": care.WitnessRecord,
     "policy": policy.PolicyRecord,
+    "closings": settlement.ClosingRecord,
+    "adjustments": settlement.AdjustmentRecord,
+    "ledger-heads": settlement.LedgerHeadRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -73,6 +76,10 @@ GLOBAL_KINDS: dict[str, type] = {
     "policy": policy.PolicyRecord,
     "policies": policy.PolicyRecord,
     "documents": documents.DocumentRecord,
+    "exclusions": settlement.ExclusionRecord,
+    "closings": settlement.ClosingRecord,
+    "adjustments": settlement.AdjustmentRecord,
+    "ledger-heads": settlement.LedgerHeadRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -197,6 +204,15 @@ class RegionKeys:
     def witness(self, node: NodeId, peer: NodeId) -> str:
         return self._("witnesses", node, peer)
 
+    def closing(self, zone: str, month: str) -> str:
+        return self._("closings", zone, month)
+
+    def adjustment(self, zone: str, month: str, sequence: int) -> str:
+        return self._("adjustments", zone, month, f"{sequence:010d}")
+
+    def ledger_head(self, day: str) -> str:
+        return self._("ledger-heads", day)
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalKeys:
@@ -275,6 +291,18 @@ class GlobalKeys:
 
     def document(self, kind: str, name: str) -> str:
         return f"{GLOBAL}documents/{kind}/{name}"
+
+    def exclusion(self, sequence: int) -> str:
+        return f"{GLOBAL}exclusions/{sequence:020d}"
+
+    def closing(self, zone: str, month: str) -> str:
+        return f"{GLOBAL}closings/{zone}/{month}"
+
+    def adjustment(self, zone: str, month: str, sequence: int) -> str:
+        return f"{GLOBAL}adjustments/{zone}/{month}/{sequence:010d}"
+
+    def ledger_head(self, day: str) -> str:
+        return f"{GLOBAL}ledger-heads/{day}"
 
     def escrow(self, budget: str) -> str:
         return f"{GLOBAL}escrow/{budget}"

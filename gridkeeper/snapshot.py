@@ -45,6 +45,7 @@ from gridkeeper.records.jobs import (
 from gridkeeper.records.limits import BreakerRecord, EscrowRecord, RepeatRecord, ShareRecord
 from gridkeeper.records.policy import PolicyRecord
 from gridkeeper.records.regions import LossRecord
+from gridkeeper.records.settlement import ClosingRecord, ExclusionRecord, LedgerHeadRecord
 from gridkeeper.timings import Timings
 
 
@@ -88,6 +89,8 @@ class RegionState:
     probes: Mapping[NodeId, Versioned[ProbeRecord]] = field(default_factory=dict)
     witnesses: Mapping[str, Versioned[WitnessRecord]] = field(default_factory=dict)
     policy: Versioned[PolicyRecord] | None = None
+    closings: Mapping[str, Versioned[ClosingRecord]] = field(default_factory=dict)
+    ledger_heads: Mapping[str, Versioned[LedgerHeadRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     whole: Inventory | None = None
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
@@ -118,6 +121,9 @@ class GlobalState:
     policies: Mapping[str, Versioned[PolicyRecord]] = field(default_factory=dict)
     documents: Mapping[str, Versioned[DocumentRecord]] = field(default_factory=dict)
     losses: Mapping[RegionId, Versioned[LossRecord]] = field(default_factory=dict)
+    exclusions: Mapping[str, Versioned[ExclusionRecord]] = field(default_factory=dict)
+    closings: Mapping[str, Versioned[ClosingRecord]] = field(default_factory=dict)
+    ledger_heads: Mapping[str, Versioned[LedgerHeadRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 

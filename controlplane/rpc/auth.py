@@ -24,6 +24,7 @@ NEEDS: dict[str, UserRole] = {
     "Query": UserRole.VIEWER,
     "LedgerEntries": UserRole.VIEWER,
     "Documents": UserRole.VIEWER,
+    "Settlement": UserRole.VIEWER,
     "Cordon": UserRole.OPERATOR,
     "Uncordon": UserRole.OPERATOR,
     "Drain": UserRole.OPERATOR,
@@ -39,6 +40,8 @@ NEEDS: dict[str, UserRole] = {
     "DecideLoss": UserRole.OPERATOR,
     "ApplyPolicy": UserRole.ADMIN,
     "ApplyDocument": UserRole.ADMIN,
+    "RecordExclusion": UserRole.ADMIN,
+    "RetractExclusion": UserRole.ADMIN,
 }
 """Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
 

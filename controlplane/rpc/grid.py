@@ -16,6 +16,7 @@ from controlplane.rpc.objects import ObjectCache
 from controlplane.rpc.query import QueryDesk
 from controlplane.rpc.refusal import invalid, not_found
 from controlplane.rpc.sampling import Sampling
+from controlplane.rpc.settlement import SettlementDesk
 from controlplane.rpc.sources import Acts, Views
 from controlplane.rpc.thread import Thread, joined, thread_of
 from controlplane.rpc.trail import AuditTrail
@@ -50,6 +51,7 @@ class GridService:
         self._trail = AuditTrail(views, acts)
         self._queries = QueryDesk(views)
         self._ledger = LedgerPages(views, acts)
+        self.settlement = SettlementDesk(views, acts, self._actor)
         self._watches = Watches(views, self._cache, self._trail, clock)
         self._sampling = Sampling(views, clock)
 

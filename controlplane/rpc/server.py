@@ -77,6 +77,9 @@ def answers(service: GridService) -> dict[str, Answer]:
         "Info": lambda request, who, role: service.info(str(who), role),
         "ResetBreaker": lambda request, who, role: service.reset_breaker(request, str(who)),
         "DecideLoss": lambda request, who, role: service.decide_loss(request, str(who)),
+        "RecordExclusion": lambda request, who, role: service.settlement.record(request, str(who)),
+        "RetractExclusion": lambda request, who, role: service.settlement.retract(request, str(who)),
+        "Settlement": lambda request, who, role: service.settlement.shown(request),
     }
 
 

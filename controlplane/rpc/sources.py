@@ -13,6 +13,7 @@ from controlplane.shell.apply import Conflict
 from gridkeeper.decision import Decision, Now
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId, Revision
 from gridkeeper.records.books import AuditRecord, EntryRecord
+from gridkeeper.records.settlement import AdjustmentRecord
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "Views",
 ]
 
-HistoryKind = Literal["audit", "entries"]
+HistoryKind = Literal["audit", "entries", "adjustments"]
 StoreName = Literal["region", "global"]
 
 
@@ -94,7 +95,7 @@ class HistoryItem:
     """``name``: the key after its kind, e.g. the audit id, or ``<scope>/<sequence, 20 digits>``."""
 
     name: str
-    record: AuditRecord | EntryRecord
+    record: AuditRecord | EntryRecord | AdjustmentRecord
     revision: Revision
 
 

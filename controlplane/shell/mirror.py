@@ -1,6 +1,7 @@
 """A store's records in memory, kept current by one watch: what decisions and the API read.
 
-One mirror per store and process. History (audit, ledger entries, cursors) is left in the store and read from there.
+One mirror per store and process. History (audit, ledger entries, adjustments, cursors) is left in the store and read
+from there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gridkeeper.records.jobs import only_progress
 
 log = logging.getLogger("gridkeeper.mirror")
 
-HISTORY = frozenset({"audit", "entries", "cursors"})
+HISTORY = frozenset({"audit", "entries", "cursors", "adjustments"})
 STALE_AFTER_MS = 3_000
 """Three missed signs of progress (one a second): from here the mirror is not fresh."""
 

@@ -64,6 +64,8 @@ def region_state(region: RegionId, mirror: Records) -> RegionState:
         probes=kind("probes"),
         witnesses=kind("witnesses"),
         policy=mirror.one("policy"),
+        closings=kind("closings"),
+        ledger_heads=kind("ledger-heads"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
     )
@@ -96,6 +98,9 @@ def global_state(mirror: Records) -> GlobalState:
         policies=kind("policies"),
         documents=kind("documents"),
         losses=kind("losses"),
+        exclusions=kind("exclusions"),
+        closings=kind("closings"),
+        ledger_heads=kind("ledger-heads"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
     )

@@ -18,21 +18,29 @@ from gridkeeper.clock import SystemClock
 if TYPE_CHECKING:
     import polars as pl
 
+    from gridkeeper.records.settlement import ExclusionRecord
     from gridkeeper.sla.receipts import Receipt
     from gridkeeper.sla.spans import Window
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """``closed``: entries; ``open``: the intervals that are not over, up to now. ``labels``: of devices, by scope."""
+    """``closed``: entries; ``open``: the intervals that are not over, up to now. ``labels``: of devices, by scope.
+    ``exclusions``: their whole log; None: a file's, which holds what they say and not the log itself."""
 
     closed: pl.DataFrame
     open: pl.DataFrame
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    exclusions: tuple[ExclusionRecord, ...] | None = None
     partial: tuple[str, ...] = ()
 
     def whole(self) -> pl.DataFrame:
-        return self.closed.vstack(self.open)
+        """With what is excluded."""
+        from gridkeeper.sla.exclusions import statements
+
+        frame = self.closed.vstack(self.open)
+        region_of = {scope: labels.get("region", "") for scope, labels in self.labels.items()}
+        return frame.vstack(statements(self.exclusions or (), frame["scope"].unique().to_list(), region_of))
 
 
 def held(session: Session, ledger: str, window: Window, now_ms: int) -> Held:
@@ -51,6 +59,7 @@ def held(session: Session, ledger: str, window: Window, now_ms: int) -> Held:
 async def _from_grid(grid: GridClient, window: Window, now_ms: int) -> Held:
     from gridkeeper import codec
     from gridkeeper.records.books import AccountRecord, EntryRecord
+    from gridkeeper.records.settlement import ExclusionRecord
     from gridkeeper.sla.books import frame_of
     from gridkeeper.v1 import api_pb2
 
@@ -59,6 +68,7 @@ async def _from_grid(grid: GridClient, window: Window, now_ms: int) -> Held:
     status = await grid.sla_status()
     listing = await grid.ledger(window.from_ms, window.until_ms)
     devices = await grid.list(api_pb2.KIND_DEVICE)
+    settled = await grid.settlement()
     closed = [codec.from_message(EntryRecord, entry) for entry in listing.entries]
     numbers = {(entry.scope, entry.sequence) for entry in closed}
     going = []
@@ -73,8 +83,9 @@ async def _from_grid(grid: GridClient, window: Window, now_ms: int) -> Held:
                 )
             )  # fmt: skip
     labels = {f"device/{item.name}": dict(item.labels) for item in devices.objects}
-    partial = tuple(dict.fromkeys((*status.partial, *listing.partial, *devices.partial)))
-    return Held(frame_of(closed), frame_of(going), labels, partial)
+    partial = tuple(dict.fromkeys((*status.partial, *listing.partial, *devices.partial, *settled.partial)))
+    exclusions = tuple(codec.from_message(ExclusionRecord, event) for event in settled.exclusions)
+    return Held(frame_of(closed), frame_of(going), labels, exclusions, partial)
 
 
 MONTH = click.option("--month", required=True, metavar="YYYY-MM", help="In the time zone --zone.")
@@ -103,7 +114,7 @@ def receipt(session: Session, month: str, zone: str, ledger: str, key: str, afte
     import polars as pl
 
     from gridkeeper.identity.files import TlsError, read_pem
-    from gridkeeper.sla.receipts import BadReceipt, Receipt, chains_of, issue
+    from gridkeeper.sla.receipts import BadReceipt, Receipt, chains_of, exclusions_chain, issue
 
     window, now_ms = _window(month, zone), SystemClock().wall_ms()
     books = held(session, ledger, window, now_ms)
@@ -113,6 +124,8 @@ def receipt(session: Session, month: str, zone: str, ledger: str, key: str, afte
     try:
         previous = _receipt(after).digest() if after else ""
         chains = chains_of(books.closed.filter(pl.col("scope").str.starts_with(scope)))
+        log = exclusions_chain(books.exclusions or ())
+        chains = (*chains, log) if log else chains
         made = issue(
             Receipt(now_ms, window.from_ms, window.until_ms, previous, chains), read_pem("key", key, secret=True)
         )
@@ -135,7 +148,7 @@ def verify(session: Session, path: str, certificate: str, after: str, ledger: st
     Exit code 1 if not, with one line per scope.
     """
     from gridkeeper.identity.files import TlsError, read_pem
-    from gridkeeper.sla.receipts import BadReceipt, check_signature, differences
+    from gridkeeper.sla.receipts import EXCLUSIONS, BadReceipt, check_signature, differences
     from gridkeeper.sla.spans import Window
 
     try:
@@ -144,9 +157,11 @@ def verify(session: Session, path: str, certificate: str, after: str, ledger: st
         if after and told.previous != _receipt(after).digest():
             raise BadReceipt(f"previous: {path} does not name {after} as the receipt before it")
         books = held(session, ledger, Window(told.from_ms, told.until_ms), SystemClock().wall_ms())
-        found = differences(told, books.closed)
+        found = differences(told, books.closed, books.exclusions)
     except (BadReceipt, TlsError) as error:
         raise InvalidRequest(str(error)) from error
+    if books.exclusions is None and any(chain.scope == EXCLUSIONS for chain in told.chains):
+        print("the log of exclusions is not in a file, so it was not compared; ask the grid", file=sys.stderr)
     for sentence in found:
         print(sentence)
     if not found:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from gridkeeper.client import fanout, follow, ledger, samples
+from gridkeeper.client import fanout, follow, ledger, samples, settlements
 from gridkeeper.client.answers import Act, Explained, Listing, ReplicaStatus, SlaListing
 from gridkeeper.client.changes import Change
 from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
@@ -171,7 +171,7 @@ class GridClient:
 
     async def query(self, sql: str, limit: int = 10_000) -> Answer:
         """SQL over the live state of all regions: rows from every replica, run here in a process of its own."""
-        from gridkeeper.client import query as queries  # Polars and a SQL parser: only who asks pays for them
+        from gridkeeper.client import query as queries
         from gridkeeper.query.limits import Limits
 
         wanted = queries.checked_query(sql)
@@ -303,6 +303,25 @@ class GridClient:
         """Approve or veto that a suspected region is taken for lost."""
         request = api_pb2.LossDecision(region=region, approve=approve, reason=reason)
         return await self._act(None, "DecideLoss", request)
+
+    async def settlement(self, zone: str = "", month: str = "") -> settlements.Settlement:
+        """Exclusions, closed months and signed heads; with zone and month also that month's adjustments."""
+        return await settlements.everything(self._all, zone, month)
+
+    async def record_exclusion(
+        self, scope: str, cause: records_pb2.Cause.ValueType, from_ms: int, until_ms: int, reason: str,
+        evidence: Sequence[str] = (),
+    ) -> Act:  # fmt: skip
+        """A time, ms since the Unix epoch, that contracts may leave out."""
+        request = api_pb2.ExclusionRequest(
+            scope=scope, cause=cause, from_ms=from_ms, until_ms=until_ms, reason=reason, evidence=evidence
+        )
+        kind, _, name = scope.partition("/")
+        home = await self._home_of(name) if kind in ("device", "node") else None
+        return await self._act(home, "RecordExclusion", request)
+
+    async def retract_exclusion(self, number: str, reason: str) -> Act:
+        return await self._act(None, "RetractExclusion", api_pb2.ObjectRequest(name=number, reason=reason))
 
     async def apply_policy(
         self, text: str, source: str, reason: str, expect_version: int = -1, dry_run: bool = False

@@ -3,15 +3,14 @@ for reading the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from gridkeeper.configfile import ConfigError
-from gridkeeper.records.books import EntryRecord, UptimeClass
+from gridkeeper.records.books import EntryRecord
 from gridkeeper.sla.columns import CODE, KINDS, Statements
 
 SCHEMA: dict[str, pl.DataType] = {
@@ -23,7 +22,8 @@ SCHEMA: dict[str, pl.DataType] = {
     "reason": pl.String(),
     "refs": pl.List(pl.String),
 }
-"""Columns of a ledger's Parquet file: the entries' fields."""
+"""Columns of a ledger's Parquet file: the entries' fields. A row whose ``uptime`` is a cause is an exclusion, as
+``exclusions.statements`` writes it: without a sequence number."""
 
 
 def frame_of(entries: Iterable[EntryRecord]) -> pl.DataFrame:
@@ -46,7 +46,7 @@ def read_frame(path: str | Path) -> pl.DataFrame:
             raise ConfigError(f"{path}: {name}: this column is missing; a ledger has {', '.join(SCHEMA)}")
         if frame.schema[name] != kind:
             raise ConfigError(f"{path}: {name}: is {frame.schema[name]}; it must be {kind}")
-    known = [kind.value for kind in UptimeClass]
+    known = [kind.value for kind in KINDS]
     strange = frame.filter(~pl.col("uptime").is_in(known))
     if strange.height:
         raise ConfigError(f"{path}: uptime: {strange['uptime'][0]!r} is none of {', '.join(known)}")
@@ -81,7 +81,7 @@ def grouped(frame: pl.DataFrame, subject_of: Mapping[str, str]) -> Grouped:
     )
     rows = frame.select("scope", "from_ms", "until_ms", "uptime").join(mapping, on="scope")
     codes = rows["uptime"].replace_strict(
-        [kind.value for kind in UptimeClass], [CODE[kind] for kind in UptimeClass], return_dtype=pl.Int8
+        [kind.value for kind in KINDS], [CODE[kind] for kind in KINDS], return_dtype=pl.Int8
     )
     statements = Statements(
         rows["index"].to_numpy(), rows["from_ms"].to_numpy(), rows["until_ms"].to_numpy(), codes.to_numpy()
@@ -89,17 +89,3 @@ def grouped(frame: pl.DataFrame, subject_of: Mapping[str, str]) -> Grouped:
     began = dict(frame.filter(pl.col("sequence") == 1).select("scope", "from_ms").iter_rows())
     since = {subject: min(began.get(scope, 0) for scope in found) for subject, found in members.items()}
     return Grouped(subjects, statements, {subject: tuple(found) for subject, found in members.items()}, since)
-
-
-def with_exclusions(rows: Statements, exclusions: Sequence[tuple[int, int, int, int]]) -> Statements:
-    """``exclusions``: (scope, from ms, until ms, code of ``KINDS``)."""
-    if not exclusions:
-        return rows
-    more = np.array(exclusions, np.int64)
-    assert more[:, 3].max() < len(KINDS), "a code is an index into KINDS"
-    return Statements(
-        np.concatenate((rows.scope, more[:, 0])),
-        np.concatenate((rows.from_ms, more[:, 1])),
-        np.concatenate((rows.until_ms, more[:, 2])),
-        np.concatenate((rows.kind, more[:, 3].astype(np.int8))),
-    )

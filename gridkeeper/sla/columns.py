@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.settlement import Cause
 from gridkeeper.sla.measure import MINUTE_MS, Counting, Counts, Exclude, Rule, counted_as, raw_as
-from gridkeeper.sla.spans import CLASSES, PRECEDENCE, Cause, Window
+from gridkeeper.sla.spans import CLASSES, PRECEDENCE, Window
 
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int8]
@@ -21,6 +22,8 @@ KINDS: tuple[UptimeClass | Cause, ...] = (*CLASSES, *PRECEDENCE)
 CODE: dict[UptimeClass | Cause, int] = {kind: code for code, kind in enumerate(KINDS)}
 
 _GAP = len(KINDS)
+UNEXCUSED = _GAP + 1
+"""Plus an index into ``CLASSES``: whatever else is excluded, this class holds and is not (``members``)."""
 _UNKNOWN = CLASSES.index(UptimeClass.UNKNOWN)
 _CAUSES: tuple[Cause | None, ...] = (None, *PRECEDENCE)
 _BITS = 33
@@ -30,7 +33,7 @@ MAX_SCOPES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """Rows in any order. ``scope``: index of the scope; ``kind``: code of ``KINDS``."""
+    """Rows in any order. ``scope``: index of the scope; ``kind``: code of ``KINDS``, or from ``UNEXCUSED`` on."""
 
     scope: Ints
     from_ms: Ints
@@ -105,6 +108,9 @@ def resolve(rows: Statements, scopes: int, window: Window, since_ms: Ints | None
     cause = np.zeros(len(lasting), np.int8)
     for index in reversed(range(len(PRECEDENCE))):
         cause[_active(signed, CODE[PRECEDENCE[index]], lasting)] = 1 + index
+    for code in reversed(range(len(CLASSES) if kinds.max(initial=0) > UNEXCUSED else 0)):
+        unexcused = _active(signed, UNEXCUSED + code, lasting)
+        uptime[unexcused], cause[unexcused] = code, 0
     scope = keys[lasting] >> _BITS
     low = (1 << _BITS) - 1
     begin, end = (keys[lasting] & low) + window.from_ms, (keys[lasting + 1] & low) + window.from_ms

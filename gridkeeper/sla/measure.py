@@ -9,7 +9,8 @@ from fractions import Fraction
 from typing import assert_never
 
 from gridkeeper.records.books import UptimeClass
-from gridkeeper.sla.spans import PRECEDENCE, Cause, Piece
+from gridkeeper.records.settlement import Cause
+from gridkeeper.sla.spans import PRECEDENCE, Piece
 
 MINUTE_MS = 60_000
 

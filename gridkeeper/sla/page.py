@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from gridkeeper.sla.render import TITLES, cells, heading, moment, note, ordered, span, title
+from gridkeeper.sla.render import TITLES, cells, heading, left_out, moment, note, ordered, span, title
 from gridkeeper.sla.report import Line, Report, Section
 
 SHOWN = 200
@@ -36,13 +36,14 @@ MONTH = 1_000
 
 def html(report: Report) -> str:
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in heading(report))
+    excluded = "".join(f"<dt>left out</dt><dd>{escape(line)}</dd>" for line in left_out(report))
     sections = "".join(_section(section, report) for section in report.sections)
     key = "".join(f'<span><i style="background:{colour}"></i>{name}</span>' for name, colour in COLOURS.items())
     name = escape(f"{report.contract.name}, {report.month}")
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Service levels: {name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        f'<h1>Service levels: {name}</h1><dl>{facts}</dl><p class="key">{key}</p>{sections}</body></html>\n'
+        f'<h1>Service levels: {name}</h1><dl>{facts}{excluded}</dl><p class="key">{key}</p>{sections}</body></html>\n'
     )
 
 

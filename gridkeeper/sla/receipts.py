@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from gridkeeper.records.settlement import ExclusionRecord
 
 KIND = "SlaReceipt"
 VERSION = 1
@@ -82,7 +84,8 @@ def chains_of(frame: pl.DataFrame, known: Mapping[str, tuple[int, int]] | None =
     """Of each scope in ``frame`` (columns as ``books.SCHEMA``); ``known``: only of these, from the first to the last
     number. Raises ``BadReceipt`` where a number is missing or twice: such a ledger proves nothing."""
     found: dict[str, Chain] = {}
-    for row in frame.sort("scope", "sequence").iter_rows(named=True):
+    entries = frame.filter(pl.col("sequence") > 0)  # exclusions have a chain of their own
+    for row in entries.sort("scope", "sequence").iter_rows(named=True):
         scope, number = row["scope"], row["sequence"]
         if known is not None and not (scope in known and known[scope][0] <= number <= known[scope][1]):
             continue
@@ -90,10 +93,35 @@ def chains_of(frame: pl.DataFrame, known: Mapping[str, tuple[int, int]] | None =
         if before is not None and number != before.last + 1:
             raise BadReceipt(f"{scope}: entry {number} follows entry {before.last}; one is missing or there twice")
         said = [scope, number, row["from_ms"], row["until_ms"], row["uptime"], row["reason"], list(row["refs"] or ())]
-        entry = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
-        digest = str(blake3((before.digest if before else "").encode() + b"\n" + entry).hexdigest())
-        found[scope] = Chain(scope, before.first if before else number, number, digest)
+        found[scope] = _link(before, scope, number, said)
     return tuple(found[scope] for scope in sorted(found))
+
+
+def _link(before: Chain | None, scope: str, number: int, said: list[Any]) -> Chain:
+    one = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    digest = str(blake3((before.digest if before else "").encode() + b"\n" + one).hexdigest())
+    return Chain(scope, before.first if before else number, number, digest)
+
+
+EXCLUSIONS = "exclusions"
+"""The scope under which a receipt names the log of exclusions."""
+
+
+def exclusions_chain(log: Iterable[ExclusionRecord], until: int | None = None) -> Chain | None:
+    """Of the whole log, or of its events up to the number ``until``; None: there is none. Raises ``BadReceipt`` as
+    ``chains_of``."""
+    chain: Chain | None = None
+    for event in sorted(log, key=lambda event: event.sequence):
+        if until is not None and event.sequence > until:
+            break
+        if event.sequence != (chain.last + 1 if chain else 1):
+            raise BadReceipt(f"exclusions: event {event.sequence} is out of order; one is missing or there twice")
+        said = [
+            event.sequence, event.scope, event.cause.value, event.from_ms, event.until_ms, event.recorded_by,
+            event.recorded_ms, event.reason, list(event.evidence), event.retracts,
+        ]  # fmt: skip
+        chain = _link(chain, EXCLUSIONS, event.sequence, said)
+    return chain
 
 
 def issue(receipt: Receipt, key_pem: bytes) -> Receipt:
@@ -149,11 +177,14 @@ def parse_receipt(text: str) -> Receipt:
     )
 
 
-def differences(receipt: Receipt, frame: pl.DataFrame) -> tuple[str, ...]:
+def differences(receipt: Receipt, frame: pl.DataFrame, log: Iterable[ExclusionRecord] | None = None) -> tuple[str, ...]:
     """Where the books no longer say what the receipt does, one sentence per scope; entries that came later are none.
-    Raises ``BadReceipt`` as ``chains_of``."""
+    ``log``: of exclusions; None: it is not at hand, and is not compared. Raises ``BadReceipt`` as ``chains_of``."""
     known = {chain.scope: (chain.first, chain.last) for chain in receipt.chains}
     now = {chain.scope: chain for chain in chains_of(frame, known)}
+    if EXCLUSIONS in known:
+        held_log = exclusions_chain(log, known[EXCLUSIONS][1]) if log is not None else _named(receipt, EXCLUSIONS)
+        now.update({EXCLUSIONS: held_log} if held_log else {})
     told = []
     for chain in receipt.chains:
         held = now.get(chain.scope)
@@ -167,3 +198,7 @@ def differences(receipt: Receipt, frame: pl.DataFrame) -> tuple[str, ...]:
         elif held.digest != chain.digest:
             told.append(f"{chain.scope}: an entry between {chain.first} and {chain.last} was changed")
     return tuple(told)
+
+
+def _named(receipt: Receipt, scope: str) -> Chain:
+    return next(chain for chain in receipt.chains if chain.scope == scope)

@@ -125,8 +125,22 @@ def ordered(section: Section) -> list[Line]:
     return sorted(section.lines, key=lambda line: (line.met is not False, -line.measured.down_ms, line.subject))
 
 
+def left_out(report: Report) -> list[str]:
+    """One line per exclusion that was recorded."""
+    zone, found = report.contract.zone, []
+    for one in report.exclusions:
+        more = f" and {one.scopes - 1} more" if one.scopes > 1 else ""
+        counts = "" if one.counts else "; this contract does not leave that out"
+        found.append(
+            f"{one.cause.value}: {one.scope}{more}, {moment(one.from_ms, zone)} to {moment(one.until_ms, zone)}: "
+            f"{one.reason} [{', '.join(one.refs)}]{counts}"
+        )
+    return found
+
+
 def text(report: Report) -> str:
     out = [f"{name + ':':<12}{value}" for name, value in heading(report)]
+    out += [f"{'left out:' if not number else '':<12}{line}" for number, line in enumerate(left_out(report))]
     for section in report.sections:
         out += ["", title(section), note(section)]
         lines = ordered(section)
@@ -198,6 +212,19 @@ def json_text(report: Report) -> str:
         "owed": str(money(report.owed, contract.decimals)),
         "payable": report.payable,
         "claim_by_ms": report.claim_by_ms,
+        "exclusions": [
+            {
+                "cause": one.cause.value,
+                "from_ms": one.from_ms,
+                "until_ms": one.until_ms,
+                "scope": one.scope,
+                "scopes": one.scopes,
+                "reason": one.reason,
+                "evidence": list(one.refs),
+                "counts": one.counts,
+            }
+            for one in report.exclusions
+        ],
         "commitments": [_section(section, report) for section in report.sections],
     }
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

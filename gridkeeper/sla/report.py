@@ -11,18 +11,22 @@ import numpy as np
 import polars as pl
 
 from gridkeeper.ids import DeviceId, node_of
-from gridkeeper.records.books import Totals
+from gridkeeper.records.books import Totals, UptimeClass
+from gridkeeper.records.settlement import Cause
 from gridkeeper.selector import parse as parse_selector
 from gridkeeper.sla import columns
 from gridkeeper.sla.books import Grouped, grouped
 from gridkeeper.sla.contract import Commitment, Contract, Per
 from gridkeeper.sla.credit import credit_percent, money
 from gridkeeper.sla.measure import Measured
+from gridkeeper.sla.members import with_unexcused
 from gridkeeper.sla.months import month_window
 from gridkeeper.sla.spans import Window
 
 MAX_OUTAGES = 20
 """Listed per subject that missed its target, the longest first; the rest is counted."""
+
+NOT_UP = [kind.value for kind in UptimeClass if kind is not UptimeClass.UP]
 
 Labels = Mapping[str, str]
 
@@ -63,6 +67,21 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """An exclusion of this month. ``scopes``: how many of the contract's it touches; ``scope``: the first of them.
+    ``counts``: the contract leaves out such a cause."""
+
+    cause: Cause
+    from_ms: int
+    until_ms: int
+    scope: str
+    scopes: int
+    reason: str  # and who recorded it, when
+    refs: tuple[str, ...]
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """``until_ms``: up to when it is measured: before the month's end, while the month is open. ``owed``: of all lines,
     exact; ``payable``: rounded, after the minimum payout."""
@@ -75,6 +94,7 @@ class Report:
     owed: Fraction
     payable: str
     claim_by_ms: int
+    exclusions: tuple[Left, ...] = ()
 
     @property
     def open(self) -> bool:
@@ -97,8 +117,28 @@ def make_report(
     paid = owed if owed >= contract.minimum_payout else Fraction(0)
     claim_by = window.until_ms + contract.claim_days * 86_400_000 if contract.claim_days else 0
     return Report(
-        contract, month, window, measured.until_ms, sections, owed, str(money(paid, contract.decimals)), claim_by
-    )
+        contract, month, window, measured.until_ms, sections, owed, str(money(paid, contract.decimals)), claim_by,
+        _left_out(contract, frame, labels or {}),
+    )  # fmt: skip
+
+
+def _left_out(contract: Contract, frame: pl.DataFrame, labels: Mapping[str, Labels]) -> tuple[Left, ...]:
+    """In order of time."""
+    rows = frame.filter(pl.col("uptime").is_in([cause.value for cause in Cause]))
+    if rows.is_empty():
+        return ()
+    covered = {scope for promise in contract.commitments for scope in _subjects(promise, frame, labels)}
+    same = ["from_ms", "until_ms", "uptime", "reason", "refs"]
+    groups = rows.filter(pl.col("scope").is_in(list(covered))).group_by(same).agg(
+        pl.col("scope").min().alias("first"), pl.col("scope").n_unique().alias("count")
+    )  # fmt: skip
+    return tuple(
+        Left(
+            Cause(row["uptime"]), row["from_ms"], row["until_ms"], row["first"], row["count"], row["reason"],
+            tuple(row["refs"] or ()), Cause(row["uptime"]) in contract.rule.causes,
+        )
+        for row in groups.sort("from_ms", "until_ms", "uptime", "reason").iter_rows(named=True)
+    )  # fmt: skip
 
 
 def _section(
@@ -111,7 +151,8 @@ def _section(
         return Section(promise, ())
     group = grouped(frame, subjects)
     since = np.array([group.since_ms[subject] for subject in group.subjects], np.int64)
-    found = columns.measure(columns.resolve(group.rows, len(group.subjects), window, since), contract.rule)
+    rows = with_unexcused(group, frame, window, contract.rule)
+    found = columns.measure(columns.resolve(rows, len(group.subjects), window, since), contract.rule)
     missed = columns.availability_below(found, *(promise.target / 100).as_integer_ratio())
     outages = _outages(frame, group, {group.subjects[i] for i in missed.nonzero()[0].tolist()})
     lines = []
@@ -154,7 +195,7 @@ def _outages(frame: pl.DataFrame, group: Grouped, wanted: set[str]) -> dict[str,
     if not wanted:
         return {}
     scopes = {scope: subject for subject in wanted for scope in group.members[subject]}
-    rows = frame.filter(pl.col("scope").is_in(list(scopes)) & (pl.col("uptime") != "up"))
+    rows = frame.filter(pl.col("scope").is_in(list(scopes)) & pl.col("uptime").is_in(NOT_UP))
     rows = rows.sort((pl.col("until_ms") - pl.col("from_ms")), "scope", "from_ms", descending=[True, False, False])
     found: dict[str, list[Outage]] = {}
     more: dict[str, int] = {}

@@ -6,20 +6,11 @@ into pieces. All times are integer ms since the Unix epoch; intervals are half o
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gridkeeper.records.books import Totals, UptimeClass
-
-
-class Cause(enum.StrEnum):
-    """Why a time is left out."""
-
-    MAINTENANCE = "maintenance"
-    CUSTOMER = "customer"
-    FORCE_MAJEURE = "force-majeure"
-
+from gridkeeper.records.settlement import Cause
 
 PRECEDENCE: tuple[Cause, ...] = (Cause.MAINTENANCE, Cause.CUSTOMER, Cause.FORCE_MAJEURE)
 """Of causes that overlap the first counts."""

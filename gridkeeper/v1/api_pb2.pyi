@@ -1624,3 +1624,113 @@ class DocumentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DocumentsResponse: _TypeAlias = DocumentsResponse  # noqa: Y015
+
+@_typing.final
+class ExclusionRequest(_message.Message):
+    """Times are wall time, ms since the Unix epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """device/<node>/<slot>, node/<node>, region/<region> or job/<job>"""
+    cause: _records_pb2.Cause.ValueType
+    """maintenance must not have begun: it is announced"""
+    from_ms: _builtins.int
+    until_ms: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        cause: _records_pb2.Cause.ValueType = ...,
+        from_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        evidence: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "evidence", b"evidence", "from_ms", b"from_ms", "reason", b"reason", "scope", b"scope", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExclusionRequest: _TypeAlias = ExclusionRequest  # noqa: Y015
+
+@_typing.final
+class SettlementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ZONE_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    zone: _builtins.str
+    """with `month`: also the adjustments of that month, a page at a time"""
+    month: _builtins.str
+    page_token: _builtins.str
+    """only adjustments after this one"""
+    def __init__(
+        self,
+        *,
+        zone: _builtins.str = ...,
+        month: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "page_token", b"page_token", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettlementRequest: _TypeAlias = SettlementRequest  # noqa: Y015
+
+@_typing.final
+class SettlementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    CLOSINGS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """"": there are no more"""
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ExclusionRecord]:
+        """the whole log, in order; like the next two not on later pages"""
+
+    @_builtins.property
+    def closings(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ClosingRecord]: ...
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.LedgerHeadRecord]: ...
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.AdjustmentRecord]: ...
+    @_builtins.property
+    def partial(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """why something may be missing"""
+
+    def __init__(
+        self,
+        *,
+        exclusions: _abc.Iterable[_records_pb2.ExclusionRecord] | None = ...,
+        closings: _abc.Iterable[_records_pb2.ClosingRecord] | None = ...,
+        heads: _abc.Iterable[_records_pb2.LedgerHeadRecord] | None = ...,
+        adjustments: _abc.Iterable[_records_pb2.AdjustmentRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+        partial: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "closings", b"closings", "exclusions", b"exclusions", "heads", b"heads", "next_page_token", b"next_page_token", "partial", b"partial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettlementResponse: _TypeAlias = SettlementResponse  # noqa: Y015

@@ -174,6 +174,21 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.LossDecision.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
                 _registered_method=True)
+        self.RecordExclusion = channel.unary_unary(
+                '/gridkeeper.v1.Grid/RecordExclusion',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ExclusionRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.RetractExclusion = channel.unary_unary(
+                '/gridkeeper.v1.Grid/RetractExclusion',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Settlement = channel.unary_unary(
+                '/gridkeeper.v1.Grid/Settlement',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.SettlementRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.SettlementResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -357,6 +372,26 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordExclusion(self, request, context):
+        """One more event of the log of exclusions: a time that contracts may leave out; or that such an event holds no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetractExclusion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settlement(self, request, context):
+        """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -499,6 +534,21 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.DecideLoss,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.LossDecision.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'RecordExclusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordExclusion,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ExclusionRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'RetractExclusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetractExclusion,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'Settlement': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settlement,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.SettlementRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.SettlementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1257,6 +1307,87 @@ class Grid:
             '/gridkeeper.v1.Grid/DecideLoss',
             gridkeeper_dot_v1_dot_api__pb2.LossDecision.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordExclusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/RecordExclusion',
+            gridkeeper_dot_v1_dot_api__pb2.ExclusionRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetractExclusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/RetractExclusion',
+            gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settlement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Settlement',
+            gridkeeper_dot_v1_dot_api__pb2.SettlementRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.SettlementResponse.FromString,
             options,
             channel_credentials,
             insecure,

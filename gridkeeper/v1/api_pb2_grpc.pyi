@@ -69,6 +69,11 @@ class GridStub:
     Documents: _grpc.UnaryUnaryMultiCallable[_api_pb2.DocumentsRequest, _api_pb2.DocumentsResponse]
     DecideLoss: _grpc.UnaryUnaryMultiCallable[_api_pb2.LossDecision, _api_pb2.ActResponse]
     """A human's word on a region that may be lost."""
+    RecordExclusion: _grpc.UnaryUnaryMultiCallable[_api_pb2.ExclusionRequest, _api_pb2.ActResponse]
+    """One more event of the log of exclusions: a time that contracts may leave out; or that such an event holds no more."""
+    RetractExclusion: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
+    Settlement: _grpc.UnaryUnaryMultiCallable[_api_pb2.SettlementRequest, _api_pb2.SettlementResponse]
+    """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads."""
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -111,6 +116,11 @@ class GridAsyncStub(GridStub):
     Documents: _aio.UnaryUnaryMultiCallable[_api_pb2.DocumentsRequest, _api_pb2.DocumentsResponse]  # type: ignore[assignment]
     DecideLoss: _aio.UnaryUnaryMultiCallable[_api_pb2.LossDecision, _api_pb2.ActResponse]  # type: ignore[assignment]
     """A human's word on a region that may be lost."""
+    RecordExclusion: _aio.UnaryUnaryMultiCallable[_api_pb2.ExclusionRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    """One more event of the log of exclusions: a time that contracts may leave out; or that such an event holds no more."""
+    RetractExclusion: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    Settlement: _aio.UnaryUnaryMultiCallable[_api_pb2.SettlementRequest, _api_pb2.SettlementResponse]  # type: ignore[assignment]
+    """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads."""
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -318,5 +328,28 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]:
         """A human's word on a region that may be lost."""
+
+    @_abc_1.abstractmethod
+    def RecordExclusion(
+        self,
+        request: _api_pb2.ExclusionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]:
+        """One more event of the log of exclusions: a time that contracts may leave out; or that such an event holds no more."""
+
+    @_abc_1.abstractmethod
+    def RetractExclusion(
+        self,
+        request: _api_pb2.ObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Settlement(
+        self,
+        request: _api_pb2.SettlementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.SettlementResponse, _abc.Awaitable[_api_pb2.SettlementResponse]]:
+        """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads."""
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

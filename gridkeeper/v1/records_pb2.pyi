@@ -570,6 +570,25 @@ DOCUMENT_KIND_CONTRACT: DocumentKind.ValueType  # 1
 DOCUMENT_KIND_OBJECTIVES: DocumentKind.ValueType  # 2
 Global___DocumentKind: _TypeAlias = DocumentKind  # noqa: Y015
 
+class _Cause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CAUSE_UNSPECIFIED: _Cause.ValueType  # 0
+    CAUSE_MAINTENANCE: _Cause.ValueType  # 1
+    CAUSE_CUSTOMER: _Cause.ValueType  # 2
+    CAUSE_FORCE_MAJEURE: _Cause.ValueType  # 3
+
+class Cause(_Cause, metaclass=_CauseEnumTypeWrapper): ...
+
+CAUSE_UNSPECIFIED: Cause.ValueType  # 0
+CAUSE_MAINTENANCE: Cause.ValueType  # 1
+CAUSE_CUSTOMER: Cause.ValueType  # 2
+CAUSE_FORCE_MAJEURE: Cause.ValueType  # 3
+Global___Cause: _TypeAlias = Cause  # noqa: Y015
+
 @_typing.final
 class Epoch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -2875,3 +2894,203 @@ class DocumentRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DocumentRecord: _TypeAlias = DocumentRecord  # noqa: Y015
+
+@_typing.final
+class ExclusionRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    RECORDED_BY_FIELD_NUMBER: _builtins.int
+    RECORDED_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    RETRACTS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    scope: _builtins.str
+    cause: Global___Cause.ValueType
+    from_ms: _builtins.int
+    until_ms: _builtins.int
+    recorded_by: _builtins.str
+    recorded_ms: _builtins.int
+    reason: _builtins.str
+    retracts: _builtins.int
+    trace: _builtins.str
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        scope: _builtins.str = ...,
+        cause: Global___Cause.ValueType = ...,
+        from_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        recorded_by: _builtins.str = ...,
+        recorded_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        evidence: _abc.Iterable[_builtins.str] | None = ...,
+        retracts: _builtins.int = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "evidence", b"evidence", "from_ms", b"from_ms", "reason", b"reason", "recorded_by", b"recorded_by", "recorded_ms", b"recorded_ms", "retracts", b"retracts", "scope", b"scope", "sequence", b"sequence", "trace", b"trace", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExclusionRecord: _TypeAlias = ExclusionRecord  # noqa: Y015
+
+@_typing.final
+class ClosingRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ZONE_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    CLOSED_BY_FIELD_NUMBER: _builtins.int
+    CLOSED_MS_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    zone: _builtins.str
+    month: _builtins.str
+    from_ms: _builtins.int
+    until_ms: _builtins.int
+    closed_by: _builtins.str
+    closed_ms: _builtins.int
+    segment: _builtins.str
+    entries: _builtins.int
+    scopes: _builtins.int
+    exclusions: _builtins.int
+    adjustments: _builtins.int
+    books: _builtins.str
+    def __init__(
+        self,
+        *,
+        zone: _builtins.str = ...,
+        month: _builtins.str = ...,
+        from_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        closed_by: _builtins.str = ...,
+        closed_ms: _builtins.int = ...,
+        segment: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        scopes: _builtins.int = ...,
+        exclusions: _builtins.int = ...,
+        adjustments: _builtins.int = ...,
+        books: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "books", b"books", "closed_by", b"closed_by", "closed_ms", b"closed_ms", "entries", b"entries", "exclusions", b"exclusions", "from_ms", b"from_ms", "month", b"month", "scopes", b"scopes", "segment", b"segment", "until_ms", b"until_ms", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClosingRecord: _TypeAlias = ClosingRecord  # noqa: Y015
+
+@_typing.final
+class ScopeChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    @_builtins.property
+    def change(self) -> Global___Totals: ...
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        change: Global___Totals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScopeChange: _TypeAlias = ScopeChange  # noqa: Y015
+
+@_typing.final
+class AdjustmentRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ZONE_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    BOOKED_IN_FIELD_NUMBER: _builtins.int
+    BOOKED_MS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    zone: _builtins.str
+    month: _builtins.str
+    sequence: _builtins.int
+    booked_in: _builtins.str
+    booked_ms: _builtins.int
+    books: _builtins.str
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScopeChange]: ...
+    def __init__(
+        self,
+        *,
+        zone: _builtins.str = ...,
+        month: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        booked_in: _builtins.str = ...,
+        booked_ms: _builtins.int = ...,
+        changes: _abc.Iterable[Global___ScopeChange] | None = ...,
+        books: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_in", b"booked_in", "booked_ms", b"booked_ms", "books", b"books", "changes", b"changes", "month", b"month", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustmentRecord: _TypeAlias = AdjustmentRecord  # noqa: Y015
+
+@_typing.final
+class LedgerHeadRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    ISSUED_MS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    issued_ms: _builtins.int
+    digest: _builtins.str
+    previous: _builtins.str
+    receipt: _builtins.str
+    scopes: _builtins.int
+    books: _builtins.str
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        issued_ms: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        previous: _builtins.str = ...,
+        receipt: _builtins.str = ...,
+        scopes: _builtins.int = ...,
+        books: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["books", b"books", "day", b"day", "digest", b"digest", "issued_ms", b"issued_ms", "previous", b"previous", "receipt", b"receipt", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerHeadRecord: _TypeAlias = LedgerHeadRecord  # noqa: Y015

@@ -18,9 +18,9 @@ from tests.fixtures.grid import FakeGrid
 RPCS = sorted(method.name for method in api_pb2.DESCRIPTOR.services_by_name["Grid"].methods)
 READS = {
     "List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "Samples", "GetPolicy", "PolicyHistory", "Query",
-    "LedgerEntries", "Documents",
+    "LedgerEntries", "Documents", "Settlement",
 }  # fmt: skip
-ADMINS = {"ApplyPolicy", "ApplyDocument"}
+ADMINS = {"ApplyPolicy", "ApplyDocument", "RecordExclusion", "RetractExclusion"}
 
 
 def test_the_table_names_every_rpc_and_no_other() -> None:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.settlement import Cause
 from gridkeeper.sla import columns
 from gridkeeper.sla.measure import Counting, Counts, Exclude, Rule, measure
-from gridkeeper.sla.spans import PRECEDENCE, Cause, Exclusion, Span, Window, difference, resolve, totals_of
+from gridkeeper.sla.spans import PRECEDENCE, Exclusion, Span, Window, difference, resolve, totals_of
 
 MINUTE = 60_000
 WINDOW = Window(10 * MINUTE - 7, 25 * MINUTE + 13)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gridkeeper.records.books import UptimeClass
+from gridkeeper.records.settlement import Cause
 from gridkeeper.sla.budget import (
     DAY_MS,
     HOUR_MS,
@@ -25,7 +26,7 @@ from gridkeeper.sla.credit import Tier, credit_percent, decimal_text, exact_text
 from gridkeeper.sla.goodput import cost_per_million_tokens, ettr
 from gridkeeper.sla.measure import Counting, Exclude, Rule, measure
 from gridkeeper.sla.months import BadMonth, month_of, month_window
-from gridkeeper.sla.spans import Cause, Exclusion, Span, Window, resolve
+from gridkeeper.sla.spans import Exclusion, Span, Window, resolve
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/sla/vectors.json").read_text())
 UNITS = {"m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": 7 * DAY_MS}
