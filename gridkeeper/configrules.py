@@ -28,7 +28,9 @@ from gridkeeper.policy.model import (
     CheckpointPolicy,
     DrainPolicy,
     EventPolicy,
+    LinkPolicy,
     LivenessPolicy,
+    MovePolicy,
     PlacementPolicy,
     PlacementWeights,
     Policy,
@@ -173,6 +175,13 @@ def _breakers(breakers: tuple[BreakerPolicy, ...]) -> None:
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if twice:
         raise Wrong(f"there are two breakers of kind {twice[0]}; remove one")
+
+
+def _links(links: tuple[LinkPolicy, ...]) -> None:
+    pairs = [(link.source, link.target) for link in links]
+    twice = next((pair for pair in pairs if pairs.count(pair) > 1 or pair[0] == pair[1]), None)
+    if twice:
+        raise Wrong(f"from {twice[0]} to {twice[1]} is there twice, or goes nowhere; remove one")
 
 
 def _expression(value: str) -> None:
@@ -377,6 +386,12 @@ RULES: dict[tuple[type, str], Rule] = {
     (Policy, "repair_hold_ms"): between(0, 365 * _DAY),
     (PlacementPolicy, "incidents_ms"): between(0, 365 * _DAY),
     **{(PlacementWeights, weight.name): between(0, 1_000) for weight in dataclasses.fields(PlacementWeights)},
+    (MovePolicy, "at_once"): between(0, 1_000_000),
+    (MovePolicy, "per_link"): between(0, 1_000_000),
+    (MovePolicy, "link_bytes_per_s"): between(0, 1 << 40),
+    (MovePolicy, "links"): Rule(_links, whole=True),
+    (LinkPolicy, "at_once"): between(0, 1_000_000),
+    (LinkPolicy, "bytes_per_s"): between(0, 1 << 40),
     (RegionTerms, "price"): between(0, 1e9),
     (RegionTerms, "spot_risk"): between(0.0, 1.0),
     (RegionTerms, "residency"): Rule(_name),

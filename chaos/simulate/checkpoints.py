@@ -34,6 +34,7 @@ from gridkeeper.ports.jobs import (
     ManifestFile,
     Pace,
     Swept,
+    Told,
 )
 
 
@@ -100,6 +101,10 @@ class DiskTree:
             target.write_bytes(file.data)
             target.chmod(file.mode)
         partial.rename(directory)
+
+
+def _nobody(here: int, total: int) -> None:
+    """Nobody wants to know how far a copy is."""
 
 
 class SimCheckpointStore:
@@ -203,17 +208,27 @@ class SimCheckpointStore:
             raise CheckpointError(f"{directory}: it exists and holds other files; remove it to fetch step {step}")
 
     async def copy_from(
-        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
+        self,
+        source: CheckpointStore,
+        job: JobId,
+        step: int,
+        digest: str,
+        pace: Pace | None = None,
+        told: Told | None = None,
     ) -> int:
         with self._uploading():
-            return await self._copy_from(source, job, step, digest, pace)
+            return await self._copy_from(source, job, step, digest, pace, told or _nobody)
 
-    async def _copy_from(self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None) -> int:
+    async def _copy_from(
+        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None, told: Told
+    ) -> int:
         manifest = await source.manifest(job, step, digest)
         data = encode(manifest)
         decode(data, job, step, digest)
-        moved = 0
-        for chunk, size in chunks_of(manifest).items():
+        chunks = chunks_of(manifest)
+        moved, here, total = 0, 0, sum(chunks.values())
+        for chunk, size in chunks.items():
+            here += size
             if digest_of(self.chunks.get(chunk, b"")) == chunk:
                 continue
             if pace is not None:
@@ -223,7 +238,9 @@ class SimCheckpointStore:
                 raise CheckpointError(f"checkpoint {job} step {step}: the source sent another content for {chunk}")
             await self._write(chunk, content)
             moved += size
+            told(here, total)
         await self._pause()
+        told(total, total)
         self.manifests[(job, step, digest)] = data
         self._witness(job, step, digest)
         return moved

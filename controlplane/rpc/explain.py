@@ -13,7 +13,7 @@ from gridkeeper.kinds import checkpoint_name, reference
 from gridkeeper.records.books import AccountRecord, AuditRecord, EntryRecord
 from gridkeeper.records.faults import DrainCost, DrainRecord, FindingRecord, IncidentRecord
 from gridkeeper.records.fleet import EventRecord, HealthRecord, LivenessRecord
-from gridkeeper.records.jobs import MigrationKind, MigrationRecord
+from gridkeeper.records.jobs import CopyProgress, MigrationKind, MigrationRecord
 from gridkeeper.records.limits import BreakerRecord
 from gridkeeper.records.regions import LossState
 from gridkeeper.snapshot import GlobalState, RegionState
@@ -319,6 +319,15 @@ def _migration(migration: MigrationRecord, world: GlobalState) -> Iterator[Link]
         if stage.name == "done":
             sentence += _figures(migration)
         yield _link(step, kind, migration.id, stage.at_ms, sentence)
+    if migration.copy is not None:
+        sentence = _copied(migration.copy, migration.target_region)
+        yield _link("migrate.precopy", kind, migration.id, migration.copy.seen_ms, sentence)
+
+
+def _copied(copy: CopyProgress, target: str) -> str:
+    left = f", the rest in about {duration(copy.eta_ms)}" if copy.eta_ms > 0 else ""
+    share = f"{copy.bytes_here:,} of {copy.bytes_total:,} bytes"
+    return f"checkpoint step {copy.step}: {share} have come from {copy.source} to {target}{left}"
 
 
 def _figures(migration: MigrationRecord) -> str:

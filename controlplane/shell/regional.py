@@ -18,7 +18,7 @@ from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state, region_state
 from controlplane.shell.tickets import Tickets
 from failover.checkpoint.collector import Collector
-from failover.checkpoint.replicate import Replicator
+from failover.checkpoint.replicate import Replicator, record_progress
 from failover.checkpoint.scrubber import Scrubber
 from failover.domain.grants import decide_grant
 from failover.domain.placement import decide_offers, decide_reservations, published_region
@@ -34,6 +34,7 @@ from gridkeeper.snapshot import GlobalState, Settings
 log = logging.getLogger("gridkeeper.regional")
 
 COPY_IDLE_MS = 500
+COPY_TOLD_MS = 1_000
 TEND_IDLE_MS = 1_000
 Tend = Callable[[GlobalState, CheckpointPolicy, int], Awaitable[Sequence[Decision]]]
 
@@ -94,6 +95,7 @@ class RegionalLeader:
                 lead_loop(f"moves of {self._region}", self._move, (self._local, self._world), self._clock)
             )
             group.create_task(self._copy())
+            group.create_task(self._tell_copies())
             group.create_task(self._tend(self._scrubber.look))
             group.create_task(self._tend(self._collector.look))
             if self._tickets:
@@ -189,6 +191,19 @@ class RegionalLeader:
         if grant is None or not decisions:
             return False
         return await apply_all(decisions, self._world_applier, self._actor, None)
+
+    async def _tell_copies(self) -> None:
+        """How far the copy is that a migration waits for, now and then: a short one is never told of."""
+        while True:
+            await self._clock.sleep(COPY_TOLD_MS)
+            copying = self._replicator.copying
+            if copying is None or not copying.task.urgent or not self._world.fresh:
+                continue
+            decision = record_progress(global_state(self._world), self._region, copying, self._time.now())
+            try:
+                await apply_all([decision] if decision else [], self._world_applier, self._actor, None)
+            except StoreError as error:
+                log.warning("how far a copy is waits for the global store: %s", error)
 
     async def _tend(self, look: Tend) -> None:
         """Care for what this region's checkpoint store holds already, for ever, and record what comes of it."""

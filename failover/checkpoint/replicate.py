@@ -7,19 +7,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from failover.checkpoint.pace import TokenPace
+from failover.domain.grants import grant_guard
 from failover.domain.indexes import LANDED, active_migrations
 from failover.domain.regions import barred_from
 from failover.domain.scrub import places
-from gridkeeper.decision import Decision, Put, Versioned, guards_of
+from failover.domain.turns import link_policy
+from gridkeeper.decision import Decision, Now, Put, Versioned, guards_of
 from gridkeeper.ids import JobId, RegionId
 from gridkeeper.keys import KEYS
 from gridkeeper.policy.model import PlacementPolicy, Policy
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
-from gridkeeper.records.jobs import TERMINAL_JOB, CheckpointRecord, GrantRecord, HeadRecord
+from gridkeeper.records.jobs import (
+    TERMINAL_JOB,
+    CheckpointRecord,
+    CopyProgress,
+    GrantRecord,
+    HeadRecord,
+    MigrationState,
+)
 from gridkeeper.snapshot import GlobalState
 
 log = logging.getLogger("gridkeeper.checkpoint")
+
+
+COPIES = frozenset({MigrationState.PRE_COPYING, MigrationState.SOURCE_FENCED, MigrationState.COPYING})
+"""States of a migration that waits for a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,47 @@ def record_copy(
     return Decision("migrate.precopy", sentence, tuple(puts), guards, subject, evidence, audit=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """A copy that is under way. ``began_ms``: on the boot-time clock."""
+
+    task: CopyTask
+    source: RegionId
+    began_ms: int
+    here: int = 0
+    total: int = 0
+
+
+def record_progress(world: GlobalState, region: RegionId, copying: Copying, now: Now) -> Decision | None:
+    """How far the copy is that a migration to ``region`` waits for, on its record (global store), if it has come on.
+    Pure."""
+    migration, grant = active_migrations(world).get(copying.task.job), grant_guard(world, region)
+    if migration is None or grant is None or not copying.total:
+        return None
+    record = migration.record
+    if record.target_region != region or record.state not in COPIES:
+        return None
+    if record.copy is not None and (record.copy.step, record.copy.bytes_here) == (copying.task.step, copying.here):
+        return None
+    spent, left = max(1, now.mono_ms - copying.began_ms), copying.total - copying.here
+    before = record.copy if record.copy is not None and record.copy.step == copying.task.step else None
+    lately = max(0, copying.here - before.bytes_here) if before else copying.here
+    since = max(1, now.ledger_ms - before.seen_ms) if before else spent
+    progress = CopyProgress(
+        step=copying.task.step,
+        source=copying.source,
+        bytes_total=copying.total,
+        bytes_here=copying.here,
+        began_ms=now.ledger_ms - spent,
+        seen_ms=now.ledger_ms,
+        eta_ms=left * since // lately if lately else -1,
+    )
+    put = Put(KEYS.migration(record.id), replace(record, copy=progress), migration.revision)
+    sentence = f"checkpoint step {progress.step} of {record.job}: {progress.bytes_here} of {progress.bytes_total} bytes"
+    name = f"migration/{record.id}"
+    return Decision("migrate.precopy", sentence, (put,), (grant,), name, (), record.trace, audit=False)
+
+
 class Replicator:
     """Carries ``wanted_copies`` out for one region. ``stores``: every region's store, as reachable from here."""
 
@@ -84,13 +138,19 @@ class Replicator:
         self._clock = clock
         self._stores = stores
         self._complained: dict[JobId, str] = {}
+        self._paces: dict[RegionId, tuple[int, TokenPace]] = {}
+        self.copying: Copying | None = None
+        """What is under way now."""
 
     async def copy(self, world: GlobalState, policy: Policy = DEFAULT_POLICY) -> Sequence[Decision]:
         """Bring one checkpoint over and return the decision that records it; empty: nothing to do, or nothing that
         can be read now. One at a time, so that what a migration waits for comes first in every
         round."""
         for task in wanted_copies(world, self._region, policy.placement):
-            failure = await self._bring(task, policy.checkpoints.copy_bytes_per_s)
+            try:
+                failure = await self._bring(task, policy)
+            finally:
+                self.copying = None
             if failure:
                 self._complain(task, failure)
                 continue
@@ -100,26 +160,43 @@ class Replicator:
             return (record_copy(world.heads[task.job], self._region, grant, world.checkpoints.get(key)),)
         return ()
 
-    async def _bring(self, task: CopyTask, bytes_per_s: int) -> str:
+    async def _bring(self, task: CopyTask, policy: Policy) -> str:
         """Why the copy could not be made; "" when it is here and verified."""
         mine = self._stores.get(self._region)
         if mine is None:
             return f"no checkpoint store is configured for region {self._region}"
-        pace = None if task.urgent or not bytes_per_s else TokenPace(self._clock, bytes_per_s)
         failures: list[str] = []
         for source in task.sources:
             store = self._stores.get(source)
             if store is None:
                 failures.append(f"no checkpoint store is configured for region {source}")
                 continue
+            self.copying = began = Copying(task, source, self._clock.mono_ms())
+
+            def told(here: int, total: int, began: Copying = began) -> None:
+                self.copying = replace(began, here=here, total=total)
+
+            pace = self._pace(task, source, policy)
             try:
-                moved = await mine.copy_from(store, task.job, task.step, task.digest, pace)
+                moved = await mine.copy_from(store, task.job, task.step, task.digest, pace, told)
             except CheckpointError as error:
                 failures.append(f"from {source}: {error}")
                 continue
             log.info("checkpoint %s step %d came from %s, %d bytes moved", task.job, task.step, source, moved)
             return ""
         return "; ".join(failures)
+
+    def _pace(self, task: CopyTask, source: RegionId, policy: Policy) -> TokenPace | None:
+        """The link's limit holds for all copies over it, that of copies ahead of any need for those alone."""
+        link = link_policy(policy.moves, source, self._region).bytes_per_s
+        ahead = 0 if task.urgent else policy.checkpoints.copy_bytes_per_s
+        limit = min(filter(None, (link, ahead)), default=0)
+        if not limit:
+            return None
+        before = self._paces.get(source)
+        if before is None or before[0] != limit:
+            before = self._paces[source] = (limit, TokenPace(self._clock, limit))
+        return before[1]
 
     def _complain(self, task: CopyTask, failure: str) -> None:
         """Once per reason: the loop tries again all the time."""

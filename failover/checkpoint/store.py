@@ -46,6 +46,7 @@ from gridkeeper.ports.jobs import (
     ManifestFile,
     Pace,
     Swept,
+    Told,
 )
 
 T = TypeVar("T")
@@ -159,18 +160,28 @@ class BlobCheckpointStore:
             raise
 
     async def copy_from(
-        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
+        self,
+        source: CheckpointStore,
+        job: JobId,
+        step: int,
+        digest: str,
+        pace: Pace | None = None,
+        told: Told | None = None,
     ) -> int:
         """See ``CheckpointStore.copy_from``. Chunks that are here are read and compared, not trusted."""
         await self._blocking(self._blobs.prepare)
         manifest = await source.manifest(job, step, digest)
         decode(encode(manifest), job, step, digest)  # the source may have sent another
-        moved = 0
-        wanted = iter(chunks_of(manifest).items())
+        chunks = chunks_of(manifest)
+        moved, here, total = 0, 0, sum(chunks.values())
+        wanted = iter(chunks.items())
         async with Upload(self._blobs, self._chunks, self._threads, self._clock) as upload:
             while batch := tuple(islice(wanted, self._width)):
                 moved += sum(await together(self._bring(upload, source, *chunk, pace) for chunk in batch))
                 await upload.advance()
+                here += sum(size for _, size in batch)
+                if told is not None:
+                    told(here, total)
             await self._finish(upload, manifest)
         return moved
 

@@ -16,7 +16,8 @@ from failover.domain.indexes import (
     unreadable,
 )
 from failover.domain.losses import queued
-from failover.domain.targets import Wait, seek_target
+from failover.domain.targets import Ready, Wait, seek_target
+from failover.domain.turns import Turns
 from gridkeeper.decision import Decision, Draft, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
@@ -98,7 +99,10 @@ def _waiting(world: GlobalState, settings: Settings, now: Now, job: Versioned[Jo
     if active.record.state in LANDED or active.record.state is MigrationState.STOPPING:
         return ""
     target = seek_target(world, job.record.spec, active, settings, now)
-    return target.sentence if isinstance(target, Wait) else ""
+    if isinstance(target, Wait):
+        return target.sentence
+    begins = active.record.state in (MigrationState.PLANNED, MigrationState.SOURCE_FENCED)
+    return Turns(world, settings.policy.moves).waits(active.record) if isinstance(target, Ready) and begins else ""
 
 
 def _seen(

@@ -8,7 +8,7 @@ confirmed stopped or R has passed since this process saw the durable revoke inte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from failover.domain.births import ended
@@ -27,6 +27,7 @@ from failover.domain.indexes import (
 from failover.domain.landing import follow_start, move_ownership, stamped
 from failover.domain.late import decide_corrections
 from failover.domain.targets import Ask, Ready, Wait, ask_elsewhere, seek_target
+from failover.domain.turns import Turns, first_come
 from gridkeeper.decision import Decision, Delete, Draft, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.ids import DeviceId, RegionId
 from gridkeeper.keys import KEYS
@@ -54,12 +55,13 @@ def decide_migrations(world: GlobalState, settings: Settings, now: Now) -> tuple
     if not world.fresh:
         return ()
     taken: set[tuple[RegionId, DeviceId]] = set()
+    turns = Turns(world, settings.policy.moves)
     decisions: list[Decision] = []
-    for _, migration in sorted(world.migrations.items()):
-        if is_active(migration.record):
-            decision = _one(world, migration, settings, now, taken)
-            if decision is not None:
-                decisions.append(decision)
+    active = [migration for migration in world.migrations.values() if is_active(migration.record)]
+    for migration in sorted(active, key=lambda migration: first_come(world.jobs, migration.record)):
+        decision = _one(world, migration, settings, now, taken, turns)
+        if decision is not None:
+            decisions.append(decision)
     return (*decisions, *decide_corrections(world), *_stale_offers(world))
 
 
@@ -69,6 +71,7 @@ def _one(
     settings: Settings,
     now: Now,
     taken: set[tuple[RegionId, DeviceId]],
+    turns: Turns,
 ) -> Decision | None:
     record = migration.record
     if unreadable(world, record.job):
@@ -92,7 +95,7 @@ def _one(
     if not wants_to_run(world, record.job):
         return None  # the job's own decision stops it and closes the migration
     run = run_of(world, record.job, record.source_epoch)
-    return _Step(world, settings, now, job, owner, run, migration, taken).decide()
+    return _Step(world, settings, now, job, owner, run, migration, taken, turns).decide()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class _Step:
     owner: Versioned[OwnershipRecord] | None
     run: Versioned[RunRecord] | None
     migration: Versioned[MigrationRecord]
-    taken: set[tuple[RegionId, DeviceId]] = field(default_factory=set)
+    taken: set[tuple[RegionId, DeviceId]]
+    turns: Turns
 
     @property
     def record(self) -> MigrationRecord:
@@ -141,8 +145,9 @@ class _Step:
         target = self._seek()
         if isinstance(target, Ask):
             return self._asked(target)
-        if isinstance(target, Wait) or self.run is None:
+        if isinstance(target, Wait) or self.run is None or self.turns.waits(self.record):
             return None
+        self.turns.given(self.record)
         draft = Draft()
         request = self.job.record.spec.handles_sigusr1 and self.run.record.first_step >= 0
         if request:
@@ -168,19 +173,26 @@ class _Step:
         if isinstance(target, Wait):
             return None
         head = self.world.heads.get(self.record.job)
-        waited, limit = self.now.mono_ms - self.migration.seen_ms, self.settings.timings.takeover_ms
+        limit = self.settings.timings.takeover_ms
         copied = head is None or target.offer.record.region in head.record.regions
-        if not copied and waited < limit:
+        if not copied and self._copy_goes_on(limit):
             return None
         draft = Draft()
         draft.put(KEYS.ownership(self.record.job), replace(self.owner.record, desired=Desired.STOP), self.owner)
-        ahead = "its newest checkpoint is at the target" if copied else f"copying ahead took longer than {limit} ms"
+        late = f"copying ahead has not come on for {limit} ms, or takes longer than {COPY_PATIENCE} times that"
+        ahead = "its newest checkpoint is at the target" if copied else late
         sentence = (
             f"{self.record.job} epoch {self.record.source_epoch} on {self.record.source_node} is asked for a last "
             f"checkpoint and to exit ({ahead}): {self.record.reason}"
         )
         changed = self._aimed(MigrationState.STOPPING, target.offer)
         return self._advance("executor.stop", sentence, changed, draft, self._offer_guard(target.offer))
+
+    def _copy_goes_on(self, limit_ms: int) -> bool:
+        """The record has changed lately (a copy that comes on says so in it), and the copy has not taken for ever: each
+        checkpoint that the job writes meanwhile is one more to copy."""
+        still = self.now.mono_ms - self.migration.seen_ms < limit_ms
+        return still and self.now.ledger_ms - self.record.stages[-1].at_ms < COPY_PATIENCE * limit_ms
 
     def _stopping(self) -> Decision | None:
         if self.owner is None:
@@ -255,6 +267,9 @@ class _Step:
             return self._asked(target)
         if isinstance(target, Wait):
             return None
+        if self.turns.waits(self.record):
+            return None
+        self.turns.given(self.record)
         offer = target.offer
         region = offer.record.region
         if head is None or (self.record.state is MigrationState.VERIFIED and region in head.record.regions):
@@ -266,6 +281,9 @@ class _Step:
                 f"{region}"
             )
             changed = self._aimed(MigrationState.VERIFIED, offer)
+            if changed.copy is not None:
+                arrived = replace(changed.copy, bytes_here=changed.copy.bytes_total, eta_ms=0)
+                changed = replace(changed, copy=arrived)
             return self._advance("verify.manifest", sentence, changed, Draft(), (*guards, *self._offer_guard(offer)))
         if self.record.state is not MigrationState.COPYING:
             where = ", ".join(head.record.regions)
@@ -295,7 +313,10 @@ class _Step:
 
     def _asked(self, ask: Ask) -> Decision:
         record = ask.record
-        if record.state is MigrationState.VERIFIED:
+        elsewhere = record.target_region != self.record.target_region
+        if elsewhere and record.state in (MigrationState.COPYING, MigrationState.VERIFIED):
+            record = stamped(record, MigrationState.SOURCE_FENCED, self.now)  # over another link, in another turn
+        elif record.state is MigrationState.VERIFIED:
             record = stamped(record, MigrationState.COPYING, self.now)
         old = self.world.offers.get(record.id)
         draft = Draft()

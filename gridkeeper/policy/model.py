@@ -276,6 +276,28 @@ class PlacementPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkPolicy:
+    """From one region to another, in this direction: ``at_once`` moves, copies at ``bytes_per_s`` (0: no limit)."""
+
+    source: RegionId
+    target: RegionId
+    at_once: int = 0
+    bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MovePolicy:
+    """How many jobs move at once, recoveries included: in all, and from one region to another (``per_link``, and at
+    ``link_bytes_per_s`` all copies of checkpoints together); ``links``: pairs of regions for which something else
+    holds. 0: no limit."""
+
+    at_once: int = 0
+    per_link: int = 0
+    link_bytes_per_s: int = 0
+    links: tuple[LinkPolicy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
     has been, and this is the built-in one or that of the configuration."""
@@ -302,3 +324,4 @@ class Policy:
     checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     region_loss: RegionLossPolicy = field(default_factory=RegionLossPolicy)
     placement: PlacementPolicy = field(default_factory=PlacementPolicy)
+    moves: MovePolicy = field(default_factory=MovePolicy)

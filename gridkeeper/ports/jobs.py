@@ -120,6 +120,10 @@ class Pace(Protocol):
         ...
 
 
+Told = Callable[[int, int], None]
+"""Bytes that are here, of how many."""
+
+
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
     path: str  # relative, "/" separated
@@ -172,10 +176,16 @@ class CheckpointStore(Protocol):
         ...
 
     async def copy_from(
-        self, source: CheckpointStore, job: JobId, step: int, digest: str, pace: Pace | None = None
+        self,
+        source: CheckpointStore,
+        job: JobId,
+        step: int,
+        digest: str,
+        pace: Pace | None = None,
+        told: Told | None = None,
     ) -> int:
         """Bring a checkpoint over from another region, only the chunks that are missing here, and verify it. Returns
-        bytes moved. ``pace``: of what moves."""
+        bytes moved. ``pace``: of what moves. ``told``: now and then, and at the end, of how much of it is here."""
         ...
 
     async def read_chunk(self, digest: str) -> bytes:

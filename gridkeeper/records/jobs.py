@@ -90,6 +90,19 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyProgress:
+    """How far a checkpoint is on its way to the target region. Times are ledger times."""
+
+    step: int
+    source: RegionId
+    bytes_total: int
+    bytes_here: int  # those that were there before included
+    began_ms: int
+    seen_ms: int
+    eta_ms: int  # until the rest is here, at the pace of late; -1: not known yet
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
     """global/jobs/<job>."""
 
@@ -231,6 +244,7 @@ class MigrationRecord:
     rpo_at_least: bool = False  # the source's end is not confirmed: it may have gone further than is known
     regions: tuple[Candidate, ...] = ()  # considered when target_region was chosen, best first, then those left out
     places: tuple[Candidate, ...] = ()  # nodes considered there, the chosen one first
+    copy: CopyProgress | None = None  # of the checkpoint that it brings; None: nothing had to travel for long
 
 
 @dataclass(frozen=True, slots=True)

@@ -2043,6 +2043,47 @@ class Candidate(_message.Message):
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
+class CopyProgress(_message.Message):
+    """How far a checkpoint is on its way to the target region."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_HERE_FIELD_NUMBER: _builtins.int
+    BEGAN_MS_FIELD_NUMBER: _builtins.int
+    SEEN_MS_FIELD_NUMBER: _builtins.int
+    ETA_MS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    source: _builtins.str
+    bytes_total: _builtins.int
+    bytes_here: _builtins.int
+    """those that were there before included"""
+    began_ms: _builtins.int
+    seen_ms: _builtins.int
+    eta_ms: _builtins.int
+    """until the rest is here, at the pace of late; -1: not known yet"""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        source: _builtins.str = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_here: _builtins.int = ...,
+        began_ms: _builtins.int = ...,
+        seen_ms: _builtins.int = ...,
+        eta_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_ms", b"began_ms", "bytes_here", b"bytes_here", "bytes_total", b"bytes_total", "eta_ms", b"eta_ms", "seen_ms", b"seen_ms", "source", b"source", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyProgress: _TypeAlias = CopyProgress  # noqa: Y015
+
+@_typing.final
 class JobRecord(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2375,6 +2416,7 @@ class MigrationRecord(_message.Message):
     RPO_AT_LEAST_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
     PLACES_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job: _builtins.str
     kind: Global___MigrationKind.ValueType
@@ -2413,6 +2455,8 @@ class MigrationRecord(_message.Message):
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
     @_builtins.property
     def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
+    @_builtins.property
+    def copy(self) -> Global___CopyProgress: ...
     def __init__(
         self,
         *,
@@ -2447,10 +2491,11 @@ class MigrationRecord(_message.Message):
         rpo_at_least: _builtins.bool = ...,
         regions: _abc.Iterable[Global___Candidate] | None = ...,
         places: _abc.Iterable[Global___Candidate] | None = ...,
+        copy: Global___CopyProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["source_epoch", b"source_epoch", "target_epoch", b"target_epoch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "source_epoch", b"source_epoch", "target_epoch", b"target_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "places", b"places", "reason", b"reason", "refused", b"refused", "regions", b"regions", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_at_least", b"rpo_at_least", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "copy", b"copy", "drain", b"drain", "fault_ms", b"fault_ms", "id", b"id", "incident", b"incident", "job", b"job", "kind", b"kind", "last_source_step", b"last_source_step", "places", b"places", "reason", b"reason", "refused", b"refused", "regions", b"regions", "requested_by", b"requested_by", "requested_ms", b"requested_ms", "resume_step", b"resume_step", "rpo_at_least", b"rpo_at_least", "rpo_ms", b"rpo_ms", "rpo_steps", b"rpo_steps", "rto_ms", b"rto_ms", "silent_revision", b"silent_revision", "source_epoch", b"source_epoch", "source_node", b"source_node", "source_region", b"source_region", "stages", b"stages", "state", b"state", "target_devices", b"target_devices", "target_epoch", b"target_epoch", "target_node", b"target_node", "target_region", b"target_region", "trace", b"trace", "wanted_region", b"wanted_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
