@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 
@@ -14,15 +15,18 @@ from controlplane.rpc.agentlink import SERVER_OPTIONS, AgentLinkServicer
 from controlplane.rpc.server import add_grid
 from controlplane.shell.replica import Ports, Replica
 from controlplane.shell.tickets import HttpDesk
+from controlplane.store.archive import open_archive
 from controlplane.store.etcd import EtcdStore
 from failover.checkpoint.store import open_store
 from gridkeeper import failpoint, tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import ControlPlaneConfig
 from gridkeeper.configfile import ConfigError
+from gridkeeper.identity.files import read_pem
 from gridkeeper.identity.tls import TlsError, server_credentials
 from gridkeeper.policy.document import default_policy, load_policy
 from gridkeeper.ports.store import StoreError
+from gridkeeper.sla.receipts import issue
 from gridkeeper.snapshot import Settings
 from gridkeeper.v1 import agent_pb2_grpc
 
@@ -38,6 +42,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     try:
         policy = load_policy(config.policy_file) if config.policy_file else default_policy()
         credentials = server_credentials(config.tls)
+        signing_key = read_pem("ledger_key", config.ledger_key, secret=True) if config.ledger_key else b""
         region_store = await EtcdStore.open(config.region_store, clock, rng)
         which = "global_store"
         global_store = await EtcdStore.open(config.global_store, clock, rng)
@@ -56,6 +61,8 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         failpoints=failpoint.from_environment(),
         checkpoints={p.region: open_store(p.path) for p in config.checkpoints},
         tickets=HttpDesk(config.ticket_token_file),
+        archive=open_archive(config.ledger_archive) if config.ledger_archive else None,
+        sign=functools.partial(issue, key_pem=signing_key) if signing_key else None,
     )
     settings = Settings(config.timings, policy)
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)

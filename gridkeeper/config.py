@@ -89,6 +89,8 @@ class ControlPlaneConfig:
     policy_file: str = ""  # in force until a policy is applied; "": the built-in one
     ticket_token_file: str = ""  # bearer token for the desk that policy.repair.ticket_url names
     otlp_endpoint: str = ""
+    ledger_archive: str = ""  # where closed months and signed heads are kept: an absolute path or a URL; "": nowhere
+    ledger_key: str = ""  # private key that signs daily heads; "": none are signed
 
 
 @dataclass(frozen=True, slots=True)

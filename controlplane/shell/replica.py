@@ -15,6 +15,7 @@ from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.frontdoor import FrontDoor
 from controlplane.shell.ingest import Ingest
 from controlplane.shell.jobfeed import JobFeed
+from controlplane.shell.ledgertime import LedgerTime, latest_written
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import LogNotifier, Notices
 from controlplane.shell.ownerview import OwnerView
@@ -24,6 +25,7 @@ from controlplane.shell.probing import ProbeDesk
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.sessioncare import SessionCare
+from controlplane.shell.settling import Settling, Sign
 from controlplane.shell.silence import Beat
 from controlplane.shell.worldwide import GlobalLeader
 from controlplane.store.election import Election, LeasedKey
@@ -36,6 +38,7 @@ from gridkeeper.failpoint import Failpoints
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys, region_root
 from gridkeeper.policy.model import LivenessPolicy
+from gridkeeper.ports.archive import Archive
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.notify import Notifier
@@ -64,6 +67,8 @@ class Ports:
     notifier: Notifier | None = None
     tickets: TicketDesk | None = None
     failpoints: Failpoints | None = None
+    archive: Archive | None = None
+    sign: Sign | None = None
 
 
 class Replica:
@@ -261,7 +266,7 @@ class Replica:
                 self._replicator, self._scrubber, self._collector, self._notices, self.policies, self._ports.clock,
                 self._beat.steady_ms, self._ports.tickets,
             )  # fmt: skip
-            await leader.run()
+            await self._settle_beside(leader.run(), fence, self.region)
         finally:
             self.leads_region = False
 
@@ -273,6 +278,20 @@ class Replica:
             leader = GlobalLeader(
                 self.region, self.replica, fence, self.world, self._world_applier, self.policies, self._ports.clock
             )
-            await leader.run()
+            await self._settle_beside(leader.run(), fence, None)
         finally:
             self.leads_world = False
+
+    async def _settle_beside(self, leading: Coroutine[Any, Any, None], fence: Fence, region: RegionId | None) -> None:
+        """Lead, and settle that store's ledger."""
+        ports, local = self._ports, self.local if region else self.world
+        async with asyncio.TaskGroup() as group:
+            group.create_task(leading)
+            if ports.archive is not None:
+                settling = Settling(
+                    region, self._keys if region else KEYS, ports.region_store if region else ports.global_store, local,
+                    self.world, self._local_applier if region else self._world_applier, f"machine/{self.replica}",
+                    fence, ports.archive, ports.sign, self.policies.settings, ports.clock,
+                    LedgerTime(ports.clock, latest_written(local)),
+                )  # fmt: skip
+                group.create_task(self._keep("the settlement of the ledger", settling.run))

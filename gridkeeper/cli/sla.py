@@ -10,6 +10,7 @@ from gridkeeper.cli.columns import uptime
 from gridkeeper.cli.output import print_value
 from gridkeeper.cli.session import Session, call, client_options, pass_session, warn_partial
 from gridkeeper.cli.sla_books import adjustments, close, receipt, verify
+from gridkeeper.cli.sla_closed import closed
 from gridkeeper.cli.sla_contract import contract
 from gridkeeper.cli.sla_exclude import exclude
 from gridkeeper.cli.sla_report import report
@@ -26,7 +27,7 @@ def sla() -> None:
     """Uptime of the month so far; what a contract says of a month (docs/sla.md)."""
 
 
-for command in (report, contract, exclude, what_if, receipt, verify, close, adjustments):
+for command in (report, contract, exclude, what_if, receipt, verify, close, adjustments, closed):
     sla.add_command(command)
 
 

@@ -298,6 +298,14 @@ class MovePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SettlementPolicy:
+    """A month is closed so long after its end, in the billing time zone of each contract: until then, events that
+    arrive late change it as if they had come in time."""
+
+    close_after_ms: int = 2 * HOUR_MS
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
     has been, and this is the built-in one or that of the configuration."""
@@ -325,3 +333,4 @@ class Policy:
     region_loss: RegionLossPolicy = field(default_factory=RegionLossPolicy)
     placement: PlacementPolicy = field(default_factory=PlacementPolicy)
     moves: MovePolicy = field(default_factory=MovePolicy)
+    settlement: SettlementPolicy = field(default_factory=SettlementPolicy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
@@ -35,10 +36,12 @@ def frame_of(entries: Iterable[EntryRecord]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-def read_frame(path: str | Path) -> pl.DataFrame:
-    """Raises ``ConfigError``: it cannot be read, or is no ledger."""
+def read_frame(source: str | Path | BytesIO, path: str | Path = "") -> pl.DataFrame:
+    """``path``: what to call it, if it is not read from there. Raises ``ConfigError``: it cannot be read, or is no
+    ledger."""
+    path = path or str(source)
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(source)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from error
     for name, kind in SCHEMA.items():

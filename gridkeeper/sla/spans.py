@@ -146,3 +146,13 @@ def difference(after: Totals, before: Totals) -> Totals:
         after.excluded_ms - before.excluded_ms,
         after.unknown_ms - before.unknown_ms,
     )
+
+
+def sum_of(one: Totals, other: Totals) -> Totals:
+    return Totals(
+        one.up_ms + other.up_ms,
+        one.degraded_ms + other.degraded_ms,
+        one.down_ms + other.down_ms,
+        one.excluded_ms + other.excluded_ms,
+        one.unknown_ms + other.unknown_ms,
+    )
