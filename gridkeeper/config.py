@@ -48,6 +48,15 @@ class RepairCommands:
 
 
 @dataclass(frozen=True, slots=True)
+class SlurmHost:
+    """This host is a node of Slurm: jobs run inside of what ``sbatch`` gives them (docs/executors.md)."""
+
+    node: str  # its name in Slurm
+    options: tuple[str, ...] = ()  # more of sbatch, like --partition=gpu or --gres=gpu:{devices}
+    conf: str = ""  # SLURM_CONF; "": where Slurm's commands look by themselves
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """``gridkeeper agent --config FILE``."""
 
@@ -69,6 +78,7 @@ class AgentConfig:
     zone: str = ""  # failure domain above the rack; "" = none
     probe_listen: str = ""  # host:port where peers' probes are answered; "" = nowhere
     probe_advertise: str = ""  # how peers reach it; "" = the same
+    slurm: SlurmHost | None = None  # None: jobs are processes of this host
 
 
 @dataclass(frozen=True, slots=True)

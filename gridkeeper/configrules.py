@@ -16,6 +16,7 @@ from gridkeeper.config import (
     ControlPlaneConfig,
     RegionEndpoints,
     RegionPath,
+    SlurmHost,
     StoreConfig,
     TlsFiles,
 )
@@ -278,6 +279,22 @@ def between(least: float, most: float) -> Rule:
     return Rule(check)
 
 
+def _slurm_node(value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise Wrong(f"{value[:80]!r} is no name of one node of Slurm; write it as scontrol show nodes does")
+
+
+_OURS = ("--job-name", "--nodelist", "--requeue", "--wrap", "--array", "--output", "--parsable", "--dependency")
+
+
+def _sbatch_option(value: str) -> None:
+    name = value.partition("=")[0]
+    if not re.fullmatch(r"--[a-z][a-z-]*", name) or not value.isprintable():
+        raise Wrong(f"{value[:80]!r} is no long option of sbatch; write it like --partition=gpu")
+    if name in _OURS:
+        raise Wrong(f"{value[:80]!r} is not to be chosen: the agent itself gives {name}")
+
+
 _DAY = 24 * 3600 * 1000
 _path = Rule(_filled)
 
@@ -299,6 +316,8 @@ RULES: dict[tuple[type, str], Rule] = {
     (AgentConfig, "probe_advertise"): Rule(_optional_address),
     (AgentConfig, "metrics_listen"): Rule(_optional_address),
     (AgentConfig, "otlp_endpoint"): Rule(_url),
+    (SlurmHost, "node"): Rule(_slurm_node),
+    (SlurmHost, "options"): Rule(_sbatch_option),
     (AgentConfig, "driver_timeout_ms"): between(100, 600_000),
     (AgentConfig, "spool_max_bytes"): between(64 * 1024, 1 << 40),
     (ControlPlaneConfig, "listen"): Rule(address),

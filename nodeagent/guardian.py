@@ -14,6 +14,7 @@ protects then. If guardian and keeper are both killed with SIGKILL at one instan
 environment is not found again.
 
 It goes by itself when it has no live runs and no agent has spoken for a minute. SIGTERM stops all jobs, then itself.
+With ``--once`` (started by a batch system for one epoch) it goes with that epoch, and with its exit status.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ import struct
 import sys
 from dataclasses import dataclass
 
+from failover.executors import guardian_state
 from failover.executors.protocol import MAX_LINE, SOCKET, encode_reply, socket_address
-from nodeagent import guardian_state
 from nodeagent.guardian_core import IDLE_MS, Guardian
 from nodeagent.linux import BootTimer, become_subreaper, boot_ms
 
@@ -175,6 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--state-dir", required=True)
     parser.add_argument("--idle-exit-ms", type=int, default=IDLE_MS)
     parser.add_argument("--detach", action="store_true", help="go on in the background once the socket is there")
+    parser.add_argument("--once", action="store_true", help="end with the first run, and with its exit status")
+    parser.add_argument("--inherit", nargs="*", default=[], metavar="PREFIX", help="variables that runs get from here")
     options = parser.parse_args(arguments)
     lock = os.open(os.path.join(options.state_dir, "guardian.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if options.detach and os.fork():
@@ -190,14 +193,15 @@ def main(arguments: list[str] | None = None) -> int:
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     become_subreaper()
     try:
-        guardian = Guardian(options.state_dir, options.idle_exit_ms)
+        given = {k: v for k, v in os.environ.items() if k.startswith(tuple(options.inherit))}
+        guardian = Guardian(options.state_dir, options.idle_exit_ms, options.once, given)
     except (guardian_state.BadState, OSError) as error:
         print(f"guardian: {error}", file=sys.stderr)
         return 1
     Server(guardian, listen(options.state_dir)).run()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(options.state_dir, SOCKET))
-    return 0
+    return guardian.status
 
 
 if __name__ == "__main__":

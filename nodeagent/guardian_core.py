@@ -7,7 +7,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 
+from failover.executors import guardian_state
+from failover.executors.guardian_state import boot_id
 from failover.executors.protocol import (
     TREE_VARIABLE,
     BadMessage,
@@ -24,18 +27,12 @@ from failover.executors.protocol import (
     decode_request,
     epoch_number,
 )
-from nodeagent import guardian_state
 from nodeagent.guardian_runs import LOOK_MS, Key, Run, look_for_lost
 from nodeagent.keeper import spawn
 from nodeagent.linux import birth, boot_ms, children, send_signal
 
 IDLE_MS = 60_000
 SHUTDOWN_GRACE_MS = 10_000
-
-
-def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def say(run: Run, words: str) -> None:
@@ -49,9 +46,16 @@ class Refused(Exception):
 
 
 class Guardian:
-    def __init__(self, directory: str, idle_ms: int) -> None:
+    """``once``: it goes as soon as a run that it had is gone. ``inherited``: variables that its runs get beside those
+    of their request, which come first."""
+
+    def __init__(
+        self, directory: str, idle_ms: int, once: bool = False, inherited: Mapping[str, str] | None = None
+    ) -> None:
         self._directory = directory
         self._idle_ms = idle_ms
+        self._once = once
+        self._inherited = dict(inherited or {})
         self._spoken_ms = boot_ms()
         self._stopping = False
         self._runs: dict[Key, Run] = {}
@@ -163,7 +167,7 @@ class Guardian:
         self._state.highest[request.job] = request.epoch
         self._runs[run.key] = run
         try:
-            env = {**dict(request.env), TREE_VARIABLE: tag}
+            env = {**self._inherited, **dict(request.env), TREE_VARIABLE: tag}
             run.keeper, run.pipe, leave = spawn(request.argv, env, request.cwd, request.log)
         except OSError:
             del self._runs[run.key]
@@ -195,8 +199,17 @@ class Guardian:
 
     @property
     def finished(self) -> bool:
-        idle = self._stopping or boot_ms() >= self._spoken_ms + self._idle_ms
+        over = self._stopping or (self._once and bool(self._runs))
+        idle = over or boot_ms() >= self._spoken_ms + self._idle_ms
         return idle and all(run.tree_gone for run in self._runs.values())
+
+    @property
+    def status(self) -> int:
+        """Exit status for whoever started it: as a shell would have given its newest run's."""
+        run = next(reversed(self._runs.values()), None)
+        if run is None or not self._once:
+            return 0
+        return 128 + run.exit_signal if run.exit_signal else max(0, run.exit_code)
 
     def stop_all(self) -> None:
         self._stopping = True

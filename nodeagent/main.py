@@ -9,13 +9,17 @@ import signal
 from pathlib import Path
 
 from failover.checkpoint.store import open_store
+from failover.executors.commands import HostCommandLine
 from failover.executors.process import ProcessExecutor
+from failover.executors.queued import QueuedExecutor
+from failover.executors.slurm import Slurm
 from gridkeeper import tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import AgentConfig
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ports.devices import BackendError
 from gridkeeper.ports.disk import DiskError
+from gridkeeper.ports.jobs import ExecutorError
 from gridkeeper.v1.agent_pb2 import ProbeAnswer
 from nodeagent import metrics
 from nodeagent.agent import Agent, AgentPorts
@@ -34,7 +38,16 @@ log = logging.getLogger("gridkeeper.agent")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def _build(config: AgentConfig, state: Path, executor: ProcessExecutor) -> Agent:
+def _executor(config: AgentConfig, state: Path) -> ProcessExecutor | QueuedExecutor:
+    """Raises ``ExecutorError``."""
+    if config.slurm is None:
+        return ProcessExecutor(state, SystemClock())
+    environment = {"SLURM_CONF": config.slurm.conf} if config.slurm.conf else {}
+    slurm = Slurm(HostCommandLine(), config.slurm.node, config.slurm.options, environment)
+    return QueuedExecutor(state, config.node, slurm, SystemClock())
+
+
+def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedExecutor) -> Agent:
     """Raises ``BackendError``, ``BadBook``, ``DiskError``, ``OSError`` and ``ValueError`` (TLS files)."""
     clock = SystemClock()
     boot_id = BOOT_ID.read_text(encoding="ascii").strip()
@@ -72,7 +85,12 @@ async def run_agent(config: AgentConfig) -> int:
     except (OSError, StateDirInUse) as error:
         log.error("%s", error)
         return 1
-    executor = ProcessExecutor(state, SystemClock())
+    try:
+        executor = _executor(config, state)
+    except ExecutorError as error:
+        log.error("The agent of %s cannot start: %s", config.node, error)
+        lock.release()
+        return 1
     try:
         agent = _build(config, state, executor)
         if config.metrics_listen:

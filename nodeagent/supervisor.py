@@ -22,6 +22,7 @@ from gridkeeper.ports.jobs import (
     Executor,
     ExecutorError,
     ExecutorUnavailable,
+    ExecutorWaiting,
     Launch,
     Process,
 )
@@ -247,6 +248,8 @@ class Supervisor:
             except ExecutorUnavailable as error:
                 log.warning("%s: %s", type(action).__name__, error)
                 return
+            except ExecutorWaiting as waiting:
+                self._wait(key, str(waiting))
             except ExecutorError as error:
                 await self._refused(action, str(error))
         if self._fingerprint(self._report()) != self._last_report:
@@ -348,6 +351,14 @@ class Supervisor:
 
     def _devices(self, slots: Sequence[str]) -> tuple[DeviceId, ...]:
         return tuple(device_id(self._node, slot) for slot in slots)
+
+    def _wait(self, key: Key | None, why: str) -> None:
+        """The executor has no room for a start yet, and has begun nothing: the next tick asks again."""
+        if key:
+            if self._trouble.get(key) != why:
+                log.info("%s epoch %s waits: %s", *key, why)
+            self._in_doubt.discard(key)
+            self._trouble[key] = why
 
     async def _refused(self, action: Start | Stop | Fetch | AskCheckpoint | Extend | Forget, why: str) -> None:
         """The executor will not. A refused start ends its epoch; anything else is looked at again next tick."""

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.fixtures.etcd"]
+pytest_plugins = ["tests.fixtures.etcd", "tests.fixtures.slurm"]
 
 # A loaded machine fails no test, and the same commit passes or fails every time: new examples are looked for by
 # `make explore`, not by whoever builds.

@@ -40,7 +40,8 @@ def plain_environment() -> dict[str, str]:
 
 
 class GuardianClient:
-    """``command`` starts a guardian for ``state_dir`` that detaches by itself."""
+    """``command`` starts a guardian for ``state_dir`` that detaches by itself; empty: somebody else starts it, and
+    until then nothing answers."""
 
     def __init__(self, state_dir: Path, command: Sequence[str], clock: Clock) -> None:
         self._state_dir = state_dir
@@ -67,7 +68,7 @@ class GuardianClient:
 
     async def _persistently(self, request: Request) -> Reply:
         """Through the death of a guardian: it may break a few connections before its successor answers."""
-        give_up = self._clock.mono_ms() + BOOT_MS
+        give_up = self._clock.mono_ms() + (BOOT_MS if self._command else 0)
         while True:
             try:
                 return await self._once(request)
@@ -102,8 +103,11 @@ class GuardianClient:
             os.close(directory)
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        with contextlib.suppress(OSError):
+        try:
             return await self._connect()
+        except OSError:
+            if not self._command:
+                raise
         await self._launch()
         give_up = self._clock.mono_ms() + BOOT_MS
         while True:

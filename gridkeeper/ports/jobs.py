@@ -19,6 +19,11 @@ class ExecutorUnavailable(ExecutorError):
     """No answer: it may or may not have been done. Ask again, or look at ``list``."""
 
 
+class ExecutorWaiting(ExecutorError):
+    """Whoever owns the host (Slurm, Kubernetes) has not given room yet: nothing runs, and nothing will unless ``start``
+    is asked again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One start of one job."""
@@ -71,7 +76,8 @@ class Executor(Protocol):
     async def start(self, launch: Launch, deadline_ms: int) -> None:
         """Start it, to be stopped at ``deadline_ms`` (boot-time clock) unless extended. Idempotent per (job, epoch).
         Does not wait for the command: one that cannot be run is listed as ended, with the ``reason``.
-        Refuses (``ExecutorError``) an epoch lower than the highest ever started for the job."""
+        Refuses (``ExecutorError``) an epoch lower than the highest ever started for the job. Raises ``ExecutorWaiting``
+        while there is no room for it; who does not ask again within a few seconds gives up its place."""
         ...
 
     async def extend(self, deadlines: dict[tuple[JobId, Epoch], int]) -> None:

@@ -1,4 +1,4 @@
-"""One contract for every ``Executor``: real processes under a guardian, and simulated jobs."""
+"""One contract for every ``Executor``: real processes under a guardian, the same in a real Slurm, simulated jobs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from chaos.simulate.files import SimFiles
 from failover.executors.process import ProcessExecutor
 from gridkeeper.clock import SystemClock
 from gridkeeper.ids import DeviceId, Epoch, JobId
-from gridkeeper.ports.jobs import Executor, ExecutorError, Launch, Process
+from gridkeeper.ports.jobs import Executor, ExecutorError, ExecutorWaiting, Launch, Process
 from gridkeeper.records.jobs import JobSpec
 from nodeagent.checkpointing import CheckpointDirs, FileCheckpointDirs
+from tests.fixtures.slurm import SlurmCluster, slurm_executor
 from tests.integration.waiting import until
 
 JOB = JobId("train")
@@ -63,7 +64,17 @@ class Bench:
         return Launch(JOB, Epoch(1, number), spec, (DeviceId("east-1/gpu0"),), "", -1)
 
     async def start(self, number: int, *arguments: str, deadline_ms: int = FAR_MS) -> None:
-        await self.executor.start(self.launch(number, *arguments), self.clock.mono_ms() + deadline_ms)
+        """As the agent does: asked again, with a renewed deadline, while there is no room."""
+        launch = self.launch(number, *arguments)
+
+        async def begun() -> bool:
+            try:
+                await self.executor.start(launch, self.clock.mono_ms() + deadline_ms)
+            except ExecutorWaiting:
+                return False
+            return True
+
+        await until(begun, "room for it")
 
     async def when(self, number: int, test: Callable[[Process], object], what: str) -> Process:
         async def look() -> Process | None:
@@ -80,7 +91,7 @@ class Bench:
         return await self.when(number, lambda p: p.progress.last_step >= 0, "its first step")
 
 
-@pytest_asyncio.fixture(params=["process", "simulated"])
+@pytest_asyncio.fixture(params=["process", "slurm", "simulated"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     clock = SystemClock()
     if request.param == "simulated":
@@ -93,6 +104,13 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         simulated = SimExecutor("east-1", clock, files, script)
         yield Bench(simulated, files, clock)
         simulated.lose_power()
+        return
+    if request.param == "slurm":
+        cluster: SlurmCluster = request.getfixturevalue("slurm")
+        queued = slurm_executor(cluster, tmp_path, clock)
+        yield Bench(queued, FileCheckpointDirs(), clock)
+        queued.close()
+        cluster.quiet()
         return
     executor = ProcessExecutor(tmp_path, clock)
     yield Bench(executor, FileCheckpointDirs(), clock)

@@ -412,7 +412,7 @@ async def test_a_start_that_hangs_holds_up_no_other_deadline(bench: Bench) -> No
     await bench.executor.start(launch(STUBBORN), bench.in_ms(2_000))
     await bench.ready()
     stuck = Launch(JobId("stuck"), Epoch(1, 1), spec(SLEEPER), (), "", -1)
-    directory = bench.executor.directory(stuck.job, stuck.epoch)
+    directory = bench.executor.checkpoint_dir(stuck.job, stuck.epoch).parent
     directory.mkdir(parents=True)
     os.mkfifo(directory / "output.log")
     await bench.executor.start(stuck, bench.in_ms(3_000))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text()
 TABLES = (config.AgentConfig, config.ControlPlaneConfig, config.ClientConfig, config.TlsFiles, config.StoreConfig,
           Timings)  # fmt: skip
-SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands)
+SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands, config.SlurmHost)
 
 
 @pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__name__)

@@ -1,0 +1,264 @@
+"""Jobs in a real Slurm: what can go wrong between an agent, its guardians and slurmctld."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from failover.executors.commands import HostCommandLine, NoAnswer, Output
+from failover.executors.queued import QueuedExecutor
+from gridkeeper.clock import SystemClock
+from gridkeeper.ids import DeviceId, Epoch, JobId
+from gridkeeper.ports.jobs import ExecutorError, ExecutorUnavailable, ExecutorWaiting, Launch, Process
+from gridkeeper.records.jobs import JobSpec
+from tests.fixtures.slurm import NODE, SlurmCluster, slurm_executor
+from tests.integration.waiting import until
+
+JOB = JobId("train")
+FIRST = Epoch(1, 1)
+WORK = """
+import json, os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *a: sys.exit(7))
+child = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+with open("seen.new", "w") as file:
+    json.dump({"child": child.pid, "env": dict(os.environ)}, file)
+os.rename("seen.new", "seen")
+while True:
+    time.sleep(0.02)
+"""
+
+
+def launch(epoch: Epoch = FIRST) -> Launch:
+    spec = JobSpec(JOB, "default", (sys.executable, "-c", WORK), (), "", 1, "", (), False, False, 1_000, 0)
+    return Launch(JOB, epoch, spec, (DeviceId("east-1/gpu0"),), "", -1)
+
+
+class Deaf:
+    """``Commands``: the reply of ``sbatch`` is lost ``lost`` times, after it was obeyed."""
+
+    def __init__(self, lost: int = 0) -> None:
+        self.lost = lost
+        self.submitted = 0
+
+    async def run(self, argv: Sequence[str], environment: Mapping[str, str], timeout_ms: int) -> Output:
+        output = await HostCommandLine().run(argv, environment, timeout_ms)
+        if argv[0] == "sbatch":
+            self.submitted += 1
+            if self.lost:
+                self.lost -= 1
+                raise NoAnswer("sbatch has not ended within 15000 ms")
+        return output
+
+
+class Bench:
+    def __init__(self, cluster: SlurmCluster, directory: Path) -> None:
+        self.cluster = cluster
+        self.directory = directory
+        self.clock = SystemClock()
+        self.commands = Deaf()
+        self.executor = self.another()
+
+    def another(self) -> QueuedExecutor:
+        return slurm_executor(self.cluster, self.directory, self.clock, self.commands)
+
+    async def ask(self, epoch: Epoch = FIRST) -> str:
+        """Why it has to wait; "": it has begun."""
+        try:
+            await self.executor.start(launch(epoch), self.clock.mono_ms() + 60_000)
+        except ExecutorWaiting as waiting:
+            return str(waiting)
+        return ""
+
+    async def begin(self, epoch: Epoch = FIRST) -> dict[str, object]:
+        """The job runs: what it says of itself."""
+
+        async def begun() -> bool:
+            return not await self.ask(epoch)
+
+        await until(begun, "room for it")
+        seen = self.directory / "jobs" / JOB / str(epoch) / "work" / "seen"
+
+        async def there() -> bool:
+            return seen.exists()
+
+        await until(there, "the job runs")
+        found: dict[str, object] = json.loads(seen.read_text())
+        return found
+
+    async def gone(self) -> Process:
+        async def look() -> Process | None:
+            (process,) = await self.executor.list()
+            return process if process.tree_gone else None
+
+        found = await until(look, "its whole tree is gone")
+        assert found is not None
+        return found
+
+    def queue(self) -> list[str]:
+        """Jobs of this agent that have not ended, as slurmctld has them."""
+        tag = json.loads((self.directory / "queue.json").read_text())["tag"]
+        return [line for line in self.cluster.run("squeue", "-h", "-o", "%j %T").splitlines() if f".{tag}." in line]
+
+    def guardian(self) -> int:
+        return int(next(self.directory.glob("jobs/*/*/guardian-*/guardian.lock")).read_text())
+
+
+@pytest_asyncio.fixture
+async def bench(slurm: SlurmCluster, tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(slurm, tmp_path)
+    yield made
+    made.executor.close()
+    slurm.quiet()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+async def test_it_runs_inside_of_what_slurm_gave_it(bench: Bench) -> None:
+    """Protects: the job sees Slurm's word on its room, our contract, and ends with its status in Slurm's own books."""
+    seen = await bench.begin()
+    environment = seen["env"]
+    assert isinstance(environment, dict)
+    assert environment["GRIDKEEPER_EPOCH"] == "1.1"
+    assert environment["SLURM_JOB_NODELIST"] == NODE
+    number = environment["SLURM_JOB_ID"]
+    (process,) = await bench.executor.list()
+    assert process.alive
+    await bench.executor.stop(JOB, FIRST, 5_000)
+    assert (await bench.gone()).exit_code == 7
+
+    async def booked() -> bool:
+        return "ExitCode=7:0" in bench.cluster.run("scontrol", "show", "job", str(number))
+
+    await until(booked, "Slurm has the job's own exit status")
+    assert not alive(int(str(seen["child"])))
+
+
+async def test_a_submission_whose_reply_was_lost_is_found_again(bench: Bench) -> None:
+    """Protects: no second ticket for one start, however the first one's reply was lost."""
+    bench.commands.lost = 1
+    await bench.ask()
+
+    async def handed_in() -> bool:
+        return bench.commands.submitted == 1
+
+    await until(handed_in, "sbatch")
+    bench.executor.close()  # the agent died before it could write anything down
+    bench.executor = bench.another()
+    await bench.begin()
+    assert bench.commands.submitted == 1
+    assert len(bench.queue()) == 1
+
+
+async def test_a_drained_node_makes_it_wait_and_says_why(bench: Bench) -> None:
+    """Protects: a job that waits in Slurm's queue runs nothing, is no process of ours, and says whom it waits for."""
+    bench.cluster.run("scontrol", "update", f"nodename={NODE}", "state=drain", "reason=someone else")
+
+    async def told() -> bool:
+        return "UnavailableNodes" in await bench.ask()
+
+    await until(told, "the reason")
+    assert await bench.executor.list() == ()
+    bench.cluster.run("scontrol", "update", f"nodename={NODE}", "state=undrain")
+    await bench.begin()
+
+
+async def test_who_does_not_ask_again_gives_up_its_place(bench: Bench) -> None:
+    """Protects: an order that was withdrawn leaves nothing in Slurm's queue, and its epoch can still be asked for."""
+    bench.cluster.run("scontrol", "update", f"nodename={NODE}", "state=drain", "reason=full")
+
+    async def queued() -> bool:
+        return bool(await bench.ask() and bench.queue())
+
+    async def empty() -> bool:
+        await bench.executor.list()
+        return not bench.queue()
+
+    await until(queued, "it is in the queue")
+    await until(empty, "its place is given up")
+    bench.cluster.run("scontrol", "update", f"nodename={NODE}", "state=undrain")
+    await bench.begin()
+
+
+async def test_without_an_agent_nothing_that_waited_begins(bench: Bench) -> None:
+    """Protects: room that comes after the agent has died starts no job."""
+    await bench.ask()
+
+    async def guarded() -> bool:
+        return any(bench.directory.glob("jobs/*/*/guardian-*/guardian.sock"))
+
+    async def submitted() -> bool:
+        return bool(bench.queue())
+
+    await until(submitted, "it is in the queue")
+    bench.executor.close()
+    await until(guarded, "its guardian is up")
+    bench.executor = bench.another()
+    assert await bench.executor.list() == ()
+    assert not (bench.directory / "jobs" / JOB / "1.1" / "work" / "seen").exists()
+
+
+async def test_an_agent_that_returns_adopts_what_runs(bench: Bench) -> None:
+    """Protects: a restart of the agent ends nothing and starts nothing twice."""
+    await bench.begin()
+    (before,) = await bench.executor.list()
+    bench.executor.close()
+    bench.executor = bench.another()
+    (after,) = await bench.executor.list()
+    assert (after.pids, after.started_ms) == (before.pids, before.started_ms)
+    with pytest.raises(ExecutorError, match="still has processes"):
+        await bench.ask(Epoch(1, 2))
+
+
+@pytest.mark.parametrize("by", ["kernel", "slurm"])
+async def test_a_guardian_that_is_killed_takes_its_job_along(bench: Bench, by: str) -> None:
+    """Protects: the stop is confirmed only when nothing of the tree is left, and it is confirmed."""
+    seen = await bench.begin()
+    if by == "kernel":
+        os.kill(bench.guardian(), signal.SIGKILL)
+    else:
+        bench.cluster.run("scancel", "--signal=KILL", "--full", f"--user={os.geteuid()}")
+    ended = await bench.gone()
+    assert not ended.alive
+    assert not alive(int(str(seen["child"])))
+    await bench.begin(Epoch(1, 2))
+
+
+async def test_a_frozen_guardian_is_ended_at_its_deadline(bench: Bench) -> None:
+    """Protects: a guardian that cannot act any more does not outlive the deadline that it should have kept."""
+    seen = await bench.begin()
+    bench.executor.margins(400, 200)
+    os.kill(bench.guardian(), signal.SIGSTOP)
+    with pytest.raises(ExecutorUnavailable):
+        await bench.executor.stop(JOB, FIRST, 0)
+    ended = await bench.gone()
+    assert not ended.alive
+    assert not alive(int(str(seen["child"])))
+
+
+async def test_a_stopped_controller_stops_no_job_and_no_stop(bench: Bench) -> None:
+    """Protects: once a job runs, neither its deadline nor its stop needs slurmctld; a new one waits for it."""
+    await bench.begin()
+    bench.cluster.stop_controller()
+    try:
+        await bench.executor.extend({(JOB, FIRST): bench.clock.mono_ms() + 90_000})
+        await bench.executor.stop(JOB, FIRST, 5_000)
+        assert (await bench.gone()).exit_code == 7
+
+        async def waits() -> bool:
+            return "does not answer" in await bench.ask(Epoch(1, 2))
+
+        await until(waits, "it says that Slurm does not answer", seconds=40)
+    finally:
+        bench.cluster.start_controller()
