@@ -12,6 +12,7 @@ import grpc
 from controlplane.garbage import collect_now_and_then
 from controlplane.metrics import serve_metrics
 from controlplane.rpc.agentlink import SERVER_OPTIONS, AgentLinkServicer
+from controlplane.rpc.regionlink import GrpcRegions, RegionLinkServicer
 from controlplane.rpc.server import add_grid
 from controlplane.shell.replica import Ports, Replica
 from controlplane.shell.tickets import HttpDesk
@@ -23,12 +24,12 @@ from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import ControlPlaneConfig
 from gridkeeper.configfile import ConfigError
 from gridkeeper.identity.files import read_pem
-from gridkeeper.identity.tls import TlsError, server_credentials
+from gridkeeper.identity.tls import TlsError, channel_credentials, server_credentials
 from gridkeeper.policy.document import default_policy, load_policy
 from gridkeeper.ports.store import StoreError
 from gridkeeper.sla.receipts import issue
 from gridkeeper.snapshot import Settings
-from gridkeeper.v1 import agent_pb2_grpc
+from gridkeeper.v1 import agent_pb2_grpc, regions_pb2_grpc
 
 log = logging.getLogger("gridkeeper.controlplane")
 
@@ -43,6 +44,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         policy = load_policy(config.policy_file) if config.policy_file else default_policy()
         credentials = server_credentials(config.tls)
         signing_key = read_pem("ledger_key", config.ledger_key, secret=True) if config.ledger_key else b""
+        others = GrpcRegions(channel_credentials(config.tls))
         region_store = await EtcdStore.open(config.region_store, clock, rng)
         which = "global_store"
         global_store = await EtcdStore.open(config.global_store, clock, rng)
@@ -60,6 +62,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         global_store=global_store,
         failpoints=failpoint.from_environment(),
         checkpoints={p.region: open_store(p.path) for p in config.checkpoints},
+        others=others,
         tickets=HttpDesk(config.ticket_token_file),
         archive=open_archive(config.ledger_archive) if config.ledger_archive else None,
         sign=functools.partial(issue, key_pem=signing_key) if signing_key else None,
@@ -68,6 +71,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     agent_pb2_grpc.add_AgentLinkServicer_to_server(AgentLinkServicer(replica.ingest, config.trust_domain), server)
+    regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(replica.promiser, config.trust_domain), server)
     add_grid(server, replica.front, replica.front, config.trust_domain)
     server.add_secure_port(config.listen, credentials)
     stop = asyncio.Event()
@@ -95,6 +99,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         await replica.ingest.stop()  # again, for the streams that have ended since
         if metrics:
             metrics.close()
+        await others.close()
         await region_store.close()
         await global_store.close()
         tracing.shutdown()

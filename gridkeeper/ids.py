@@ -85,3 +85,11 @@ class Epoch:
         if not dot or not generation.isdigit() or not number.isdigit():
             raise ValueError(f"epoch {text!r} is not <generation>.<number>")
         return cls(int(generation), int(number))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Extent:
+    """How much of a store somebody has seen: everything up to a revision of a generation."""
+
+    generation: int = 0
+    revision: int = 0

@@ -48,6 +48,8 @@ REGION_KINDS: dict[str, type] = {
     "maintenance": care.MaintenanceRecord,
     "probes": care.ProbeRecord,
     "witnesses": care.WitnessRecord,
+    "fences": regions.FenceRecord,
+    "promises": regions.PromiseRecord,
     "policy": policy.PolicyRecord,
     "closings": settlement.ClosingRecord,
     "adjustments": settlement.AdjustmentRecord,
@@ -212,6 +214,14 @@ class RegionKeys:
 
     def ledger_head(self, day: str) -> str:
         return self._("ledger-heads", day)
+
+    def fence(self, other: RegionId) -> str:
+        """Of this region, against another one (or itself)."""
+        return self._("fences", other)
+
+    def promise(self, other: RegionId) -> str:
+        """Of this region, to another one."""
+        return self._("promises", other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gridkeeper.decision import ABSENT, Versioned
-from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId, Revision
+from gridkeeper.ids import DeviceId, Extent, JobId, MigrationId, NodeId, RegionId, Revision
 from gridkeeper.memo import Memo
 from gridkeeper.policy.model import Policy
 from gridkeeper.records.books import AccountRecord
@@ -44,7 +44,7 @@ from gridkeeper.records.jobs import (
 )
 from gridkeeper.records.limits import BreakerRecord, EscrowRecord, RepeatRecord, ShareRecord
 from gridkeeper.records.policy import PolicyRecord
-from gridkeeper.records.regions import LossRecord
+from gridkeeper.records.regions import FenceRecord, LossRecord, PromiseRecord
 from gridkeeper.records.settlement import ClosingRecord, ExclusionRecord, LedgerHeadRecord
 from gridkeeper.timings import Timings
 
@@ -97,10 +97,23 @@ class RegionState:
 
 
 @dataclass(frozen=True, slots=True)
+class Failsafe:
+    """What stands between the decider's region and the jobs of others (``failover.domain.promises``), as its own
+    region's store has it. ``raised``: how far each fence was raised and when this process first saw it there, oldest
+    first; both ascend. A fence is raised for one intent after the other, and none waits longer for those that follow.
+    """
+
+    here: RegionId
+    fences: Mapping[RegionId, Versioned[FenceRecord]] = field(default_factory=dict)
+    raised: Mapping[RegionId, tuple[tuple[Extent, int], ...]] = field(default_factory=dict)
+    promises: Mapping[RegionId, Versioned[PromiseRecord]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class GlobalState:
     """The global store at one revision. ``runs`` is keyed by ``<job>/<epoch key>``, ``checkpoints`` by
     ``<job>/<step key>``, as in the store. ``fresh``: False while this process cannot reach the global store; then
-    nothing that needs it is decided."""
+    nothing that needs it is decided. ``failsafe``: None for who only shows it, and decides on no job's next owner."""
 
     revision: Revision = ABSENT
     fresh: bool = True
@@ -126,6 +139,7 @@ class GlobalState:
     ledger_heads: Mapping[str, Versioned[LedgerHeadRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+    failsafe: Failsafe | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Everything that a run depends on comes from its seed and its ``Shape``, so equal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -196,17 +196,26 @@ class SimGrid:
 
     async def submit(self, spec: records_pb2.JobSpec) -> str:
         """As a user would, over the API of any replica that answers. Raises ``NotSeen``."""
+        request = api_pb2.SubmitJobRequest(spec=spec)
+        return await self._asked(f"job {spec.name}", lambda service: service.submit_job(request, OPERATOR))
+
+    async def migrate(self, job: str, reason: str) -> str:
+        """The same: a job is to leave its region. Raises ``NotSeen``."""
+        request = api_pb2.MigrateJobRequest(job=job, reason=reason)
+        return await self._asked(f"the move of {job}", lambda service: service.migrate_job(request, OPERATOR))
+
+    async def _asked(self, what: str, ask: Callable[[GridService], Awaitable[api_pb2.ActResponse]]) -> str:
         give_up, refusals = self.now_ms + SUBMIT_MS, ""
         while self.now_ms < give_up:
             for server in self._up():
                 service = GridService(server.replica.front, server.replica.front, server.clock, server.rng)
                 try:
-                    act = await service.submit_job(api_pb2.SubmitJobRequest(spec=spec), OPERATOR)
+                    act = await ask(service)
                     return act.sentence
                 except (Refusal, StoreError) as error:
                     refusals = str(error)
             await self.clock.sleep(POLL_MS)
-        raise NotSeen(f"job {spec.name} was not taken within {SUBMIT_MS} ms: {refusals}")
+        raise NotSeen(f"{what} was not taken within {SUBMIT_MS} ms: {refusals}")
 
     def _up(self) -> Iterator[SimServer]:
         return (server for server in self.servers.values() if server.task is not None)
@@ -306,6 +315,28 @@ class SimGrid:
         way = "" if direction == BOTH else f" ({direction} only)"
         self._injected(f"the network between {node} and {replica} is cut{way}")
         self.network.cut(node, replica, direction)
+
+    def cut_regions(self, asking: str, asked: str, direction: str = BOTH) -> None:
+        """What replicas of one region ask those of another does not arrive (``UP``), or its answer does not."""
+        way = "" if direction == BOTH else f" ({direction} only)"
+        self._injected(f"{asking} is cut off from {asked}{way}")
+        for name in self._replicas_of(asking):
+            for other in self._replicas_of(asked):
+                self.network.cut(name, other, direction)
+
+    def cut_off_globally(self, region: str) -> None:
+        """No replica of the region reaches the global store."""
+        for name in self._replicas_of(region):
+            self.partition_store(name, "global")
+
+    def heal_region(self, region: str) -> None:
+        """It reaches the global store and the other regions again."""
+        for name in self._replicas_of(region):
+            self.heal_store(name, "global")
+            self.network.heal(name)
+
+    def _replicas_of(self, region: str) -> list[str]:
+        return [name for name, server in self.servers.items() if server.region == region]
 
     def heal_cut(self, node: NodeId) -> None:
         self._injected(f"the network of {node} is whole again")

@@ -17,6 +17,7 @@ from chaos.simulate.violation import Violation
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.jobs import CheckpointRecord, GrantRecord, HeadRecord, OwnershipRecord, RunPhase, RunRecord
+from gridkeeper.records.regions import FenceRecord
 from gridkeeper.snapshot import Settings
 
 Checker = Callable[[tuple[Moment, ...], Settings], Iterator[Violation]]
@@ -70,27 +71,51 @@ def one_owner(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Viola
 @dataclass(slots=True)
 class _Ownership:
     """What is known of one job's ownership. ``valid``: the (node, epoch) pairs for which a renewal may be acknowledged
-    -> until when that was so (None: it still is)."""
+    -> until when that was so (None: it still is). ``barred``: the same pairs -> the revision of the intent, or of the
+    verdict on the region, that ended it. ``revoked``: the revision of the intent."""
 
     epoch: Epoch | None = None
     nodes: dict[Epoch, str] = field(default_factory=dict)
+    regions: dict[Epoch, str] = field(default_factory=dict)
+    barred: dict[tuple[str, Epoch], int] = field(default_factory=dict)
     revoked: dict[Epoch, int] = field(default_factory=dict)
     stopped: dict[Epoch, int] = field(default_factory=dict)
     valid: dict[tuple[str, Epoch], int | None] = field(default_factory=dict)
     record: OwnershipRecord | None = None
 
 
+@dataclass(slots=True)
+class _Fences:
+    """When the first of all regions promised a region nothing any more below a revision of the global store: until then
+    it may renew without having seen what happened there."""
+
+    raised: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # region -> (revision, when), in order
+
+    def take(self, moment: Moment) -> None:
+        if isinstance(moment.entry, Commit) and moment.entry.store != GLOBAL_STORE:
+            for change in moment.changes:
+                if change.kind == "fences" and isinstance(change.new, FenceRecord):
+                    self.raised.setdefault(change.new.region, []).append((change.new.revision, moment.at_ms))
+
+    def since(self, region: str, revision: int) -> int | None:
+        """None: not yet."""
+        return next((at_ms for raised, at_ms in self.raised.get(region, ()) if raised >= revision), None)
+
+
 def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
-    """A job gets a new epoch, and starts, only after its last one was confirmed stopped, or R after the commit of the
-    intent to revoke it; only the owner starts it; only an intent for silence alone is withdrawn; a renewal is
-    acknowledged only for an epoch that owned the job without intent less than S ago."""
+    """A job gets a new epoch, and starts, only after its last one was confirmed stopped, or R after a region raised its
+    fence to the intent to revoke it; only the owner starts it; only an intent for silence alone is withdrawn; a renewal
+    is acknowledged only for an epoch that, less than S ago, owned the job without an intent, or with one to which no
+    region had raised its fence."""
     jobs: dict[JobId, _Ownership] = {}
+    fences = _Fences()
     for moment in moments:
         now = moment.at_ms
+        fences.take(moment)
         for change in _global(moment, "ownership"):
-            yield from _owned(jobs.setdefault(JobId(change.name), _Ownership()), change, now, settings)
+            yield from _owned(jobs.setdefault(JobId(change.name), _Ownership()), change, moment, fences, settings)
         for change in _global(moment, "grants"):
-            _granted(jobs, change, now)
+            _granted(jobs, change, moment)
         for change in _global(moment, "runs"):
             run: RunRecord | None = change.new
             if run is not None and run.phase is RunPhase.EXITED and run.stop_confirmed:
@@ -104,13 +129,16 @@ def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violat
                 if owner.nodes.get(epoch) != node:
                     yield Violation(now, "takeover", f"{node} starts {job} epoch {epoch}, which it never owned")
                 for older in sorted(owner.nodes):
-                    if older < epoch and not _over(owner, older, now, settings):
+                    if older < epoch and not _over(owner, older, now, fences, settings):
                         yield Violation(
                             now, "takeover", f"{job} epoch {epoch} starts on {node}, and epoch {older} may still live"
                         )
             case Renewed(_, replica, node, job, epoch):
                 owner = jobs.get(job, _Ownership())
                 until = owner.valid.get((node, epoch), -1)
+                barred = owner.barred.get((node, epoch))
+                if until is not None and until >= 0 and barred is not None:
+                    until = fences.since(owner.regions[epoch], barred)
                 if until is not None and (until < 0 or now - until >= settings.timings.stale_ms):
                     when = f"since {now - until} ms" if until >= 0 else "and never was"
                     yield Violation(
@@ -120,7 +148,11 @@ def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violat
                     )
 
 
-def _owned(owner: _Ownership, change: Changed, now: int, settings: Settings) -> Iterator[Violation]:
+def _owned(
+    owner: _Ownership, change: Changed, moment: Moment, fences: _Fences, settings: Settings
+) -> Iterator[Violation]:
+    assert isinstance(moment.entry, Commit)
+    now, revision = moment.at_ms, moment.entry.revision
     record: OwnershipRecord | None = change.new
     if record is None:
         yield Violation(now, "takeover", f"the ownership of {change.name} is deleted")
@@ -137,24 +169,29 @@ def _owned(owner: _Ownership, change: Changed, now: int, settings: Settings) -> 
             if not old.revoke.withdrawable:
                 intent = f"the intent to revoke epoch {record.epoch} of {record.job}"
                 yield Violation(now, "takeover", f"{intent} is withdrawn, though silence was not its only cause")
-    elif old is not None and not _over(owner, old.epoch, now, settings):
+    elif old is not None and not _over(owner, old.epoch, now, fences, settings):
         yield Violation(
             now, "takeover", f"{record.job} is given epoch {record.epoch} while epoch {old.epoch} may still live"
         )
     for place, until in owner.valid.items():
         if until is None:
             owner.valid[place] = now
+    place = (record.node, record.epoch)
     if record.revoke is None:
-        owner.valid[record.node, record.epoch] = None
+        owner.valid[place] = None
+        owner.barred.pop(place, None)
     else:
-        owner.revoked.setdefault(record.epoch, now)
+        owner.revoked.setdefault(record.epoch, revision)
+        owner.barred.setdefault(place, revision)
     owner.epoch = record.epoch
     owner.record = record
     owner.nodes[record.epoch] = record.node
+    owner.regions[record.epoch] = record.region
 
 
-def _granted(jobs: dict[JobId, _Ownership], change: Changed, now: int) -> None:
+def _granted(jobs: dict[JobId, _Ownership], change: Changed, moment: Moment) -> None:
     """While a region's grant is revoked, nothing of it is to be renewed."""
+    assert isinstance(moment.entry, Commit)
     grant: GrantRecord | None = change.new
     if grant is None:
         return
@@ -163,17 +200,20 @@ def _granted(jobs: dict[JobId, _Ownership], change: Changed, now: int) -> None:
         if held is None or held.region != grant.region:
             continue
         place = (held.node, held.epoch)
-        if grant.revoked and owner.valid.get(place, now) is None:
-            owner.valid[place] = now
+        if grant.revoked and owner.valid.get(place, 0) is None:
+            owner.valid[place] = moment.at_ms
+            owner.barred[place] = moment.entry.revision
         elif not grant.revoked and held.revoke is None:
             owner.valid[place] = None
+            owner.barred.pop(place, None)
 
 
-def _over(owner: _Ownership, epoch: Epoch, now: int, settings: Settings) -> bool:
+def _over(owner: _Ownership, epoch: Epoch, now: int, fences: _Fences, settings: Settings) -> bool:
     if owner.stopped.get(epoch, now + 1) <= now:
         return True
     revoked = owner.revoked.get(epoch)
-    return revoked is not None and now - revoked >= settings.timings.takeover_ms
+    fenced = fences.since(owner.regions[epoch], revoked) if revoked is not None else None
+    return fenced is not None and now - fenced >= settings.timings.takeover_ms
 
 
 def heads(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:

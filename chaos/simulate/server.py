@@ -55,6 +55,7 @@ class SimServer:
             region_store=self.region_store,
             global_store=self.global_store,
             checkpoints=self._checkpoints,
+            others=self._network.regions(self.name),
         )
         self.replica = Replica(self.region, self.name, self.name, ports, self._settings)
 
@@ -63,6 +64,7 @@ class SimServer:
         if self.region_store.closed:
             self._build()
         self._network.listen(self.name, self.replica.ingest.serve)
+        self._network.answer_regions(self.name, self.replica.promiser.answer)
         name = f"replica-{self.name}-{self._starts}"
         self.task = asyncio.get_running_loop().create_task(self.replica.run(), name=name)
 

@@ -10,12 +10,13 @@ from controlplane.domain.escrow import decide_promise, decide_share
 from controlplane.domain.policies import decide_policy
 from controlplane.domain.region import MOST_AGAIN, STAGES, Decide, Stage, disjoint
 from controlplane.shell.apply import Applier, Fence
+from controlplane.shell.fences import Fences
 from controlplane.shell.leader import TICK_MS, apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime, latest_written
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import Notices
 from controlplane.shell.policies import PolicyInForce
-from controlplane.shell.states import global_state, region_state
+from controlplane.shell.states import region_state
 from controlplane.shell.tickets import Tickets
 from failover.checkpoint.collector import Collector
 from failover.checkpoint.replicate import Replicator, record_progress
@@ -58,6 +59,7 @@ class RegionalLeader:
         policies: PolicyInForce,
         clock: Clock,
         steady_ms: Callable[[], int],
+        fences: Fences,
         desk: TicketDesk | None = None,
     ) -> None:
         self._region = region
@@ -76,6 +78,7 @@ class RegionalLeader:
         self._idle: dict[Stage, tuple[tuple[object, ...], int]] = {}  # looked at in vain: at what, and when
         self._clock = clock
         self._steady_ms = steady_ms
+        self._fences = fences
         self._time = LedgerTime(clock, latest_written(local))
         self._tickets = (
             Tickets(region, fence, self._actor, local, local_applier, desk, policies.settings, clock, self._time)
@@ -103,7 +106,7 @@ class RegionalLeader:
 
     async def _judge(self) -> bool:
         """The region store's decisions; these go on while the global store is away."""
-        copy = decide_policy(region_state(self._region, self._local), global_state(self._world))
+        copy = decide_policy(region_state(self._region, self._local), self._fences.world())
         wrote = await apply_all(copy, self._local_applier, self._actor, self._fence) if self._local.fresh else False
         for stage in STAGES:
             inputs, now_ms = self._inputs(stage), self._clock.mono_ms()
@@ -138,7 +141,7 @@ class RegionalLeader:
         """On the newest state. (There was something to do, or nothing could be decided; something was written.)"""
         if not self._local.fresh:
             return True, False
-        state, world = region_state(self._region, self._local), global_state(self._world)
+        state, world = region_state(self._region, self._local), self._fences.world()
         decisions = disjoint(decide(state, world, self._settings, self._time.now(self._steady_ms())))
         return bool(decisions), await apply_all(decisions, self._local_applier, self._actor, self._fence)
 
@@ -147,17 +150,17 @@ class RegionalLeader:
         if not self._local.fresh or not self._world.fresh:
             return False
         wrote = await self._hold_grant()
-        state, world = region_state(self._region, self._local), global_state(self._world)
+        state, world = region_state(self._region, self._local), self._fences.world()
         grant = world.grants.get(self._region)
         if grant is None or grant.record.term != self._fence.term or grant.record.revoked:
             return wrote
         now = self._time.now()
         reserve = decide_reservations(state, world, self._settings, now)
         wrote |= await apply_all(reserve, self._local_applier, self._actor, self._fence)
-        state, world = region_state(self._region, self._local), global_state(self._world)
+        state, world = region_state(self._region, self._local), self._fences.world()
         spend = decide_share(state, world, self._settings, now)
         wrote |= await apply_all(spend, self._local_applier, self._actor, self._fence)
-        state, world = region_state(self._region, self._local), global_state(self._world)
+        state, world = region_state(self._region, self._local), self._fences.world()
         decisions = list(decide_promise(state, world, self._settings, now))
         decisions += decide_requests(state, world, self._settings, now)
         decisions += decide_offers(state, world, self._settings, now)
@@ -168,8 +171,9 @@ class RegionalLeader:
 
     async def _hold_grant(self) -> bool:
         """The region's grant in the global store, under this term."""
-        world, now = global_state(self._world), self._time.now()
-        decision = decide_grant(self._region, world, self._settings, now, self._fence.term, self._replica)
+        world, now = self._fences.world(), self._time.now()
+        addresses = tuple(sorted(held.record.api_address for held in self._local.kind("replicas").values()))
+        decision = decide_grant(self._region, world, self._settings, now, self._fence.term, self._replica, addresses)
         return await apply_all([decision] if decision else [], self._world_applier, self._actor, None)
 
     async def _copy(self) -> None:
@@ -185,7 +189,7 @@ class RegionalLeader:
                 await self._world.wait_moved(COPY_IDLE_MS)
 
     async def _copy_once(self) -> bool:
-        world = global_state(self._world)
+        world = self._fences.world()
         decisions = await self._replicator.copy(world, self._settings.policy)
         grant = world.grants.get(self._region)
         if grant is None or not decisions:
@@ -208,7 +212,7 @@ class RegionalLeader:
     async def _tend(self, look: Tend) -> None:
         """Care for what this region's checkpoint store holds already, for ever, and record what comes of it."""
         while True:
-            world = global_state(self._world)
+            world = self._fences.world()
             grant = world.grants.get(self._region)
             if self._world.fresh and grant is not None and grant.record.term == self._fence.term:
                 decisions = await look(world, self._settings.policy.checkpoints, self._time.now().ledger_ms)

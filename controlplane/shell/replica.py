@@ -12,6 +12,7 @@ import gridkeeper
 from controlplane.domain.fleet import FleetTable
 from controlplane.domain.suspicion import LocalHealth
 from controlplane.shell.apply import Applier, Fence
+from controlplane.shell.fences import Fences
 from controlplane.shell.frontdoor import FrontDoor
 from controlplane.shell.ingest import Ingest
 from controlplane.shell.jobfeed import JobFeed
@@ -22,6 +23,7 @@ from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.peerwatch import PeerShell
 from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.probing import ProbeDesk
+from controlplane.shell.promises import Promiser, Promises
 from controlplane.shell.regional import RegionalLeader
 from controlplane.shell.rulewatch import RuleWatch
 from controlplane.shell.sessioncare import SessionCare
@@ -42,6 +44,7 @@ from gridkeeper.ports.archive import Archive
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.notify import Notifier
+from gridkeeper.ports.peers import OtherRegions
 from gridkeeper.ports.store import Compare, OutcomeUnknown, PutOp, Store, StoreUnavailable
 from gridkeeper.ports.tickets import TicketDesk
 from gridkeeper.records.books import MetaRecord
@@ -64,6 +67,7 @@ class Ports:
     region_store: Store
     global_store: Store
     checkpoints: Mapping[RegionId, CheckpointStore]
+    others: OtherRegions
     notifier: Notifier | None = None
     tickets: TicketDesk | None = None
     failpoints: Failpoints | None = None
@@ -91,6 +95,14 @@ class Replica:
         self._world_applier = Applier(ports.global_store, self.world, KEYS.audit, rng, clock.wall_ms, ports.failpoints)
         self.table = FleetTable()
         self.view = OwnerView(ports.global_store, region, clock, timings)
+        self.promiser = Promiser(
+            region, replica, self.view, ports.region_store, self.local, self._local_applier, clock, timings
+        )  # fmt: skip
+        self._promises = Promises(region, replica, address, self.view, self.promiser, ports.others, clock, timings)
+        self._fences = Fences(
+            region, replica, self.local, self.world, self._local_applier,
+            lambda: self.leads_region or self.leads_world, clock, timings,
+        )  # fmt: skip
         jobs = JobFeed(
             region,
             replica,
@@ -138,7 +150,7 @@ class Replica:
         )  # fmt: skip
         self.leads_region = False
         self.leads_world = False
-        self._handed_over_ms: int | None = None
+        self._handed_over_ms: dict[str, int] = {}
 
     def _liveness(self) -> LivenessPolicy:
         """In force now: the policy may change at any time."""
@@ -156,6 +168,7 @@ class Replica:
             group.create_task(self.local.run())
             group.create_task(self.world.run())
             group.create_task(self.view.run())
+            group.create_task(self._keep("the questions to other regions", self._promises.run))
             group.create_task(self._beat.run())
             await self.local.wait_loaded()
             await self._found(self._ports.region_store, self._keys.meta, f"region/{self.region}")
@@ -166,10 +179,13 @@ class Replica:
             group.create_task(self._keep("the watch over silence", self.ingest.silence.run))
             group.create_task(self._keep("the repairs of hosts", self.ingest.host.run))
             group.create_task(self._keep("the questions to peers", self._probes.run))
-            group.create_task(self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, both=True))
+            group.create_task(self._keep("the fences", self._fences.run))
+            group.create_task(
+                self._campaign(self._ports.region_store, self._keys.leader, self._lead_region, self.world)
+            )
             await self.world.wait_loaded()
             await self._found(self._ports.global_store, KEYS.meta, "global")
-            group.create_task(self._campaign(self._ports.global_store, KEYS.leader, self._lead_world, both=False))
+            group.create_task(self._campaign(self._ports.global_store, KEYS.leader, self._lead_world, self.local))
 
     async def _found(self, store: Store, key: str, role: str) -> None:
         """Create the store's header if this is its first use. Epochs begin with its generation."""
@@ -208,15 +224,16 @@ class Replica:
         )
         await key.run()
 
-    async def _campaign(self, store: Store, key: str, lead: Callable[[Fence], Awaitable[None]], *, both: bool) -> None:
+    async def _campaign(self, store: Store, key: str, lead: Callable[[Fence], Awaitable[None]], needs: Mirror) -> None:
         """Stand for election for ever; lead while elected. Everything written is fenced by the term anyway.
 
-        ``both``: leading needs the global store too. Who is cut off from it lets others stand first, and hands over to
-        them, but leads if nobody else does: a region goes on judging its devices on its own.
+        ``needs``: leading needs the other store too. Who is cut off from it lets others stand first, and hands over to
+        them, but leads if nobody else does: a region goes on judging its devices on its own, and what the world's
+        leader can do without its own region's store, which holds its fences, is better than nothing.
         """
         clock = self._ports.clock
         while True:
-            if both and not self.world.fresh:
+            if not needs.fresh:
                 await clock.sleep(2_000 * self._timings.lease_ttl_s)
             record = LeaderRecord(self.replica, self._address, clock.wall_ms())
             election = Election(store, key, codec.encode(record), self._timings.lease_ttl_s, clock)
@@ -224,7 +241,7 @@ class Replica:
             log.info("%s leads %s, term %d", self.replica, key, leadership.term)
             leading = asyncio.ensure_future(lead(Fence(key, leadership.term)))
             lost = asyncio.ensure_future(leadership.lost.wait())
-            outshone = asyncio.ensure_future(self._outshone() if both else asyncio.Event().wait())
+            outshone = asyncio.ensure_future(self._outshone(key, needs))
             try:
                 await asyncio.wait((leading, lost, outshone), return_when=asyncio.FIRST_COMPLETED)
                 failure = leading.exception() if leading.done() else None
@@ -239,19 +256,23 @@ class Replica:
                 log.critical("%s failed while it led %s", self.replica, key, exc_info=failure)
                 await clock.sleep(FAILED_MS)
 
-    async def _outshone(self) -> None:
-        """Until this replica has been without the global store for F while another one of the region lives. Not again
-        before four R have passed: the other one may be no better off."""
+    async def _outshone(self, key: str, needs: Mirror) -> None:
+        """Until this replica has been without the store that it ``needs`` for F while another one lives that may lead
+        instead. Not again before four R have passed: the other one may be no better off."""
         clock, timings = self._ports.clock, self._timings
         blind_since: int | None = None
         while True:
             now = clock.mono_ms()
-            blind_since = None if self.world.fresh else blind_since or now
+            blind_since = None if needs.fresh else blind_since or now
             others = any(name != self.replica for name in self.local.kind("replicas"))
-            rested = self._handed_over_ms is None or now - self._handed_over_ms >= 4 * timings.takeover_ms
+            if needs is self.local:
+                others = any(name != self.region for name in self.world.kind("grants"))
+            handed_over_ms = self._handed_over_ms.get(key)
+            rested = handed_over_ms is None or now - handed_over_ms >= 4 * timings.takeover_ms
             if others and rested and blind_since is not None and now - blind_since >= timings.fence_ms:
-                self._handed_over_ms = now
-                log.warning("%s hands its region over: the global store is not heard from here", self.replica)
+                self._handed_over_ms[key] = now
+                away = "its own" if needs is self.local else "the global"
+                log.warning("%s hands over %s: %s store is not heard from here", self.replica, key, away)
                 return
             await clock.sleep(RETRY_MS)
 
@@ -264,7 +285,7 @@ class Replica:
             leader = RegionalLeader(
                 self.region, self.replica, fence, self.local, self.world, self._local_applier, self._world_applier,
                 self._replicator, self._scrubber, self._collector, self._notices, self.policies, self._ports.clock,
-                self._beat.steady_ms, self._ports.tickets,
+                self._beat.steady_ms, self._fences, self._ports.tickets,
             )  # fmt: skip
             await self._settle_beside(leader.run(), fence, self.region)
         finally:
@@ -276,8 +297,9 @@ class Replica:
         self.leads_world = True
         try:
             leader = GlobalLeader(
-                self.region, self.replica, fence, self.world, self._world_applier, self.policies, self._ports.clock
-            )
+                self.region, self.replica, fence, self.world, self._world_applier, self.policies, self._fences,
+                self._ports.clock,
+            )  # fmt: skip
             await self._settle_beside(leader.run(), fence, None)
         finally:
             self.leads_world = False

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import RegionId, Revision
 from gridkeeper.memo import Memo
-from gridkeeper.snapshot import GlobalState, RegionState
+from gridkeeper.snapshot import Failsafe, GlobalState, RegionState
 
 
 class Records(Protocol):
@@ -71,8 +71,8 @@ def region_state(region: RegionId, mirror: Records) -> RegionState:
     )
 
 
-def global_state(mirror: Records) -> GlobalState:
-    """The global store at the mirror's revision; ``fresh`` as of now."""
+def global_state(mirror: Records, failsafe: Failsafe | None = None) -> GlobalState:
+    """The global store at the mirror's revision; ``fresh`` as of now. ``failsafe``: for who decides on it."""
 
     def kind(name: str) -> Any:
         return cast(Any, mirror.kind(name))
@@ -103,4 +103,5 @@ def global_state(mirror: Records) -> GlobalState:
         ledger_heads=kind("ledger-heads"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
+        failsafe=failsafe,
     )

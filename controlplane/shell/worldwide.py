@@ -7,11 +7,11 @@ import logging
 from controlplane.domain.escrow import decide_escrow
 from controlplane.domain.sla import decide_job_ledger
 from controlplane.shell.apply import Applier, Fence
+from controlplane.shell.fences import Fences
 from controlplane.shell.leader import apply_all, lead_loop
 from controlplane.shell.ledgertime import LedgerTime
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.policies import PolicyInForce
-from controlplane.shell.states import global_state
 from failover.domain.jobs import decide_jobs
 from failover.domain.losses import decide_losses
 from failover.domain.migrate import decide_migrations
@@ -35,6 +35,7 @@ class GlobalLeader:
         world: Mirror,
         applier: Applier,
         policies: PolicyInForce,
+        fences: Fences,
         clock: Clock,
     ) -> None:
         self._region = region
@@ -43,6 +44,7 @@ class GlobalLeader:
         self._world = world
         self._applier = applier
         self._policies = policies
+        self._fences = fences
         self._clock = clock
         booked = [v.record.since_ms for v in world.kind("accounts").values()]
         self._time = LedgerTime(clock, max(booked, default=0))
@@ -68,7 +70,7 @@ class GlobalLeader:
             decide_job_ledger,
             decide_retention,
         ):
-            decisions = decide(global_state(self._world), self._policies.settings(), self._time.now(self._steady_ms))
+            decisions = decide(self._fences.world(), self._policies.settings(), self._time.now(self._steady_ms))
             wrote |= await apply_all(decisions, self._applier, self._actor, self._fence)
         return wrote
 

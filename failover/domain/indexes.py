@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from failover.domain.fencing import takeover_allowed
+from failover.domain.promises import waiting_since
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, RegionId
 from gridkeeper.keys import KEYS
@@ -83,18 +84,25 @@ def succeeded(run: Versioned[RunRecord] | None) -> bool:
 
 
 def released(
-    ownership: Versioned[OwnershipRecord], run: Versioned[RunRecord] | None, mono_ms: int, timings: Timings
+    world: GlobalState,
+    ownership: Versioned[OwnershipRecord],
+    run: Versioned[RunRecord] | None,
+    mono_ms: int,
+    timings: Timings,
 ) -> str:
     """Why no process of the owning epoch can be alive any more, as a sentence; "" while one may be.
 
-    Either its stop is confirmed, or R has passed since this process saw the durable revoke intent. Any later change
-    of the ownership record starts the wait anew.
+    Either its stop is confirmed, or R has passed since this process saw the durable revoke intent, and its region's
+    fence raised to it (``promises``). Any later change of the ownership record starts the wait anew.
     """
     record = ownership.record
     if run is not None and run.record.epoch == record.epoch and confirmed_stopped(run):
         return f"epoch {record.epoch} is confirmed stopped on {record.node}"
-    if record.revoke is not None and takeover_allowed(ownership.seen_ms, mono_ms, timings):
-        waited = mono_ms - ownership.seen_ms
+    if record.revoke is None:
+        return ""
+    since_ms = waiting_since(world, ownership)
+    if since_ms is not None and takeover_allowed(since_ms, mono_ms, timings):
+        waited = mono_ms - since_ms
         return f"the revoke intent on epoch {record.epoch} has stood for {waited} ms ≥ R = {timings.takeover_ms} ms"
     return ""
 
@@ -107,7 +115,7 @@ def living_owners(world: GlobalState, mono_ms: int, timings: Timings) -> Iterato
         if record is not None and record.record.state in TERMINAL_JOB:
             continue
         run = run_of(world, job, ownership.record.epoch)
-        if not released(ownership, run, mono_ms, timings):
+        if not released(world, ownership, run, mono_ms, timings):
             yield ownership
 
 

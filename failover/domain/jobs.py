@@ -69,7 +69,7 @@ def _one(
     if owner is not None and succeeded(run):
         return _succeed(job, owner, run, active, now)
     if job.record.desired is Desired.STOP:
-        return _stop(settings, now, job, owner, run, active)
+        return _stop(world, settings, now, job, owner, run, active)
     if owner is None:
         return _start(world, settings, now, job, active)
     if active is None and job.record.restarts > job.record.spec.max_restarts and confirmed_stopped(run):
@@ -156,6 +156,7 @@ def _told(
 
 
 def _stop(
+    world: GlobalState,
     settings: Settings,
     now: Now,
     job: Versioned[JobRecord],
@@ -168,7 +169,7 @@ def _stop(
     name = job.record.spec.name
     if owner is None:
         return _end(job, None, None, active, JobState.STOPPED, "stopped before it ever started", now)
-    over = released(owner, run, now.mono_ms, settings.timings)
+    over = released(world, owner, run, now.mono_ms, settings.timings)
     if owner.record.desired is not Desired.STOP or active is not None:
         draft = Draft()
         if owner.record.desired is not Desired.STOP:

@@ -28,6 +28,7 @@ from failover.domain.indexes import (
     wants_to_run,
 )
 from failover.domain.landing import stamped
+from failover.domain.promises import promised_ms
 from gridkeeper.decision import ABSENT, Decision, Guard, Now, Put, Versioned, guards_of
 from gridkeeper.ids import JobId, RegionId
 from gridkeeper.keys import KEYS
@@ -55,7 +56,9 @@ def decide_losses(world: GlobalState, settings: Settings, now: Now, here: Region
     lost while it decides."""
     if not world.fresh:
         return ()
-    silent = {region for region, grant in world.grants.items() if region != here and _silent(grant, settings, now)}
+    silent = {
+        region for region, grant in world.grants.items() if region != here and _silent(world, grant, settings, now)
+    }
     decisions: list[Decision] = []
     for region, grant in sorted(world.grants.items()):
         if KEYS.grant(region) in world.suspect_keys or KEYS.loss(region) in world.suspect_keys:
@@ -72,10 +75,10 @@ def decide_losses(world: GlobalState, settings: Settings, now: Now, here: Region
     return (*decisions, *_take_over(world, now))
 
 
-def _silent(grant: Grant, settings: Settings, now: Now) -> bool:
+def _silent(world: GlobalState, grant: Grant, settings: Settings, now: Now) -> bool:
     """Counted from when this process began to keep its own time: after an outage of the store, or of itself, it is the
-    observer that was broken."""
-    since = max(grant.seen_ms, now.steady_ms)
+    observer that was broken. A region that lives on promises, ours among them, is not silent."""
+    since = max(grant.seen_ms, now.steady_ms, promised_ms(world, grant.record.region) or 0)
     return not grant.record.revoked and now.mono_ms - since >= settings.policy.region_loss.after_ms
 
 
@@ -112,7 +115,7 @@ def _settle(
     if record.state is LossState.SUSPECTED:
         automatic = policy.automatic and settings.policy.mode is Mode.ACT and may_decide
         window = now.mono_ms - max(loss.seen_ms, now.steady_ms) >= record.veto_window_ms
-        if not automatic or not window or not _silent(grant, settings, now):
+        if not automatic or not window or not _silent(world, grant, settings, now):
             return None
         by = MACHINE
     elif record.state is not LossState.APPROVED:
@@ -251,7 +254,10 @@ def decide_vote(
     if grant.record.revoked:
         return f"region {region} is declared lost already; its jobs are not given back by themselves"
     if loss is None or loss.record.state not in OPEN or loss.record.grant_revision != grant.revision:
-        return f"region {region} is not suspected of being lost: its grant is extended"
+        return (
+            f"region {region} is not suspected of being lost: its grant is extended, or, if the global store is away, "
+            "it lives on the promises of the other regions"
+        )
     state = LossState.APPROVED if approve else LossState.VETOED
     if loss.record.state is state:
         return f"region {region} is {state.value} already, by {loss.record.decided_by}"

@@ -227,7 +227,7 @@ class _Step:
         """Make the revoke intent durable; at once known as fenced if the source's end is confirmed already."""
         draft = Draft()
         guards = list(guards_of([(run_key(self.record.job, self.record.source_epoch), self.run)]))
-        over = released(owner, self.run, self.now.mono_ms, self.settings.timings)
+        over = released(self.world, owner, self.run, self.now.mono_ms, self.settings.timings)
         if owner.record.revoke is None:
             alive = self.run is not None and self.run.record.phase is RunPhase.RUNNING
             withdrawable = alive and self.record.silent_revision > 0
@@ -253,7 +253,7 @@ class _Step:
             return None
         if self.owner.record.revoke is None:
             return self._fence(self.owner, self.record.reason)
-        over = released(self.owner, self.run, self.now.mono_ms, self.settings.timings)
+        over = released(self.world, self.owner, self.run, self.now.mono_ms, self.settings.timings)
         if over:
             sentence = f"{self.record.job} may start elsewhere: {over}"
             return self._advance("executor.stop", sentence, self._fenced(self.record), Draft(), self._source_guards())

@@ -68,7 +68,7 @@ class _Occupancy:
             return held
         if owner.record.revoke is not None:
             self._revoked.add(job)
-        if not released(owner, run_of(world, job, owner.record.epoch), mono_ms, self._timings):
+        if not released(world, owner, run_of(world, job, owner.record.epoch), mono_ms, self._timings):
             held.update(dict.fromkeys(owner.record.devices, 0))
         return held
 

@@ -284,6 +284,8 @@ class GrantRecord:
     granted_ms: int
     extended_ms: int = 0  # 0: not since it was granted
     revoked: str = ""  # why the region is taken for lost; nobody of it renews anything, or writes globally
+    peers: tuple[RegionId, ...] = ()  # regions that its replicas ask without fail when the global store is away
+    addresses: tuple[str, ...] = ()  # of its replicas, for the other regions' questions
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""Regions that are lost: the decision to take a region's jobs over."""
+"""Regions that are lost, or cut off: the decision to take a region's jobs over, and what the others promise it."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
-from gridkeeper.ids import RegionId
+from gridkeeper.ids import RegionId, ReplicaId
 
 
 class LossState(enum.StrEnum):
@@ -34,3 +34,26 @@ class LossRecord:
     jobs: int  # that the region owned when it was declared lost
     returned_ms: int
     trace: str
+
+
+@dataclass(frozen=True, slots=True)
+class FenceRecord:
+    """region/fences/<other region>: up to which revision of the global store nobody of *this* region promises the other
+    one any more that its jobs are left alone. It only rises: whoever of this region takes a job of the other one over
+    raises it first to the revision of the revoke intent, and then waits R."""
+
+    region: RegionId
+    generation: int  # of the global store
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseRecord:
+    """region/promises/<other region>: the last time that this region promised the other one, which runs its jobs
+    without the global store, to take none of them over for R. For as long as it is repeated, the other is not lost."""
+
+    region: RegionId
+    replica: ReplicaId  # that asked
+    generation: int  # of its view of the global store
+    revision: int
+    promised_ms: int  # ledger time

@@ -2589,12 +2589,18 @@ class GrantRecord(_message.Message):
     GRANTED_MS_FIELD_NUMBER: _builtins.int
     EXTENDED_MS_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     region: _builtins.str
     term: _builtins.int
     replica: _builtins.str
     granted_ms: _builtins.int
     extended_ms: _builtins.int
     revoked: _builtins.str
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -2604,10 +2610,12 @@ class GrantRecord(_message.Message):
         granted_ms: _builtins.int = ...,
         extended_ms: _builtins.int = ...,
         revoked: _builtins.str = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extended_ms", b"extended_ms", "granted_ms", b"granted_ms", "region", b"region", "replica", b"replica", "revoked", b"revoked", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "extended_ms", b"extended_ms", "granted_ms", b"granted_ms", "peers", b"peers", "region", b"region", "replica", b"replica", "revoked", b"revoked", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2710,6 +2718,62 @@ class LossRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LossRecord: _TypeAlias = LossRecord  # noqa: Y015
+
+@_typing.final
+class FenceRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    generation: _builtins.int
+    revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "region", b"region", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceRecord: _TypeAlias = FenceRecord  # noqa: Y015
+
+@_typing.final
+class PromiseRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROMISED_MS_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    replica: _builtins.str
+    generation: _builtins.int
+    revision: _builtins.int
+    promised_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        replica: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        promised_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "promised_ms", b"promised_ms", "region", b"region", "replica", b"replica", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromiseRecord: _TypeAlias = PromiseRecord  # noqa: Y015
 
 @_typing.final
 class Totals(_message.Message):

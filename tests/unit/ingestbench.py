@@ -99,7 +99,8 @@ class Bench:
             store = self.cluster.client(name)
             self.checkpoints.append(SlowToVerify(MemoryTree()))
             checkpoints = {EAST: self.checkpoints[-1]}
-            ports = Ports(self.clock, SimRng(name), store, self.cluster.client(f"{name}-global"), checkpoints)
+            others = self.network.regions(name)
+            ports = Ports(self.clock, SimRng(name), store, self.cluster.client(f"{name}-global"), checkpoints, others)
             replica = Replica(EAST, ReplicaId(name), name, ports, Settings(timings=SHORT))
             self.replicas.append(replica)
             self.network.listen(name, replica.ingest.serve)

@@ -98,7 +98,8 @@ def test_a_takeover_waits_the_whole_r() -> None:
 def test_an_epoch_is_over_only_by_a_confirmed_stop_or_r_after_the_intent(
     revoke: Revoke | None, run: Versioned[RunRecord] | None, waited: int, free: bool
 ) -> None:
-    assert bool(released(held(replace(OWNER, revoke=revoke), 500), run, 500 + waited, TIMINGS)) is free
+    owner = held(replace(OWNER, revoke=revoke), 500)
+    assert bool(released(GlobalState(), owner, run, 500 + waited, TIMINGS)) is free
 
 
 def test_a_revoke_intent_is_a_stop() -> None:

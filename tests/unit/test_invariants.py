@@ -24,7 +24,7 @@ from gridkeeper.ids import (
     NodeId,
     RegionId,
 )
-from gridkeeper.keys import KEYS
+from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.jobs import (
     CheckpointRecord,
     HeadRecord,
@@ -33,6 +33,7 @@ from gridkeeper.records.jobs import (
     RunPhase,
     RunRecord,
 )
+from gridkeeper.records.regions import FenceRecord
 from tests.unit.handmade import (
     E1,
     E2,
@@ -87,11 +88,29 @@ def test_a_confirmed_stop_hands_the_job_on_at_once() -> None:
 
 def test_r_after_the_intent_hands_the_job_on_without_a_word_from_the_old_node() -> None:
     book = running()
-    book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoked=True)})
+    intent = book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoked=True)})
+    fenced(book, 1_000, intent)
     book.add(Gone(5_000, N1, JOB, E1, -1, 9))
     book.led(1_000 + R, GLOBAL_STORE, {OWNER: owner(E2, N2)})
     book.add(started(1_100 + R, E2, N2))
     assert book.wrong() == []
+
+
+@pytest.mark.parametrize("raised", ["late", "short", "never"])
+def test_r_counts_for_nothing_before_a_region_has_raised_its_fence_to_the_intent(raised: str) -> None:
+    """Protects: the old owner may live on promises until then."""
+    book = running()
+    intent = book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoked=True)})
+    if raised != "never":
+        fenced(book, 1_001, intent if raised == "late" else intent - 1)
+    book.add(Gone(5_000, N1, JOB, E1, -1, 9))
+    book.led(1_000 + R, GLOBAL_STORE, {OWNER: owner(E2, N2)})
+    only(book, "takeover", "epoch 1.1 may still live")
+
+
+def fenced(book: Book, at_ms: int, revision: int) -> None:
+    """East promises itself nothing below that revision."""
+    book.commit(at_ms, "east", {RegionKeys(EAST).fence(EAST): FenceRecord(EAST, 1, revision)})
 
 
 def test_two_processes_of_one_job_at_once_are_found() -> None:
@@ -195,10 +214,12 @@ def test_a_run_that_changes_after_its_end_is_found() -> None:
 
 def test_a_renewal_acknowledged_from_a_view_younger_than_s_is_right_and_from_an_older_one_is_found() -> None:
     book = running()
-    book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoked=True)})
-    book.add(Renewed(999 + S, "cp1", N1, JOB, E1))
+    intent = book.led(1_000, GLOBAL_STORE, {OWNER: owner(revoked=True)})
+    book.add(Renewed(2_000 + S, "cp1", N1, JOB, E1))  # on promises: no region has raised its fence
+    fenced(book, 3_000 + S, intent)
+    book.add(Renewed(2_999 + 2 * S, "cp1", N1, JOB, E1))
     assert book.wrong() == []
-    book.add(Renewed(1_000 + S, "cp1", N1, JOB, E1))
+    book.add(Renewed(3_000 + 2 * S, "cp1", N1, JOB, E1))
     only(book, "takeover", "cp1 acknowledges train epoch 1.1 to east-1")
 
 

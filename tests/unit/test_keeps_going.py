@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from chaos.simulate.checkpoints import MemoryTree, SimCheckpointStore
 from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.loop import run_virtual
+from chaos.simulate.network import SimNetwork
 from chaos.simulate.store import SimCluster, SimStore
 from controlplane.shell.apply import Applier, Fence
 from controlplane.shell.leader import apply_all
@@ -171,7 +172,8 @@ def test_decisions_that_fail_give_up_the_lead_and_end_nothing_else() -> None:
         clock = SimClock(asyncio.get_running_loop())
         cluster = SimCluster(clock, SimRng(1))
         checkpoints = {EAST: SimCheckpointStore(MemoryTree())}
-        ports = Ports(clock, SimRng("a"), cluster.client("a"), cluster.client("b"), checkpoints)
+        nobody = SimNetwork(clock, SimRng("b")).regions("a")
+        ports = Ports(clock, SimRng("a"), cluster.client("a"), cluster.client("b"), checkpoints, nobody)
         replica = Faulty(EAST, ReplicaId("a"), "a", ports, Settings(timings=SHORT))
         running = asyncio.ensure_future(replica.run())
         await clock.sleep(4 * FAILED_MS)

@@ -1,0 +1,31 @@
+"""What one region asks another directly while it does not reach the global store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gridkeeper.ids import Extent, RegionId, ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """``seen``: how much of the global store the asker has in view. ``alive``: what it asked for until now was granted
+    by all, so its jobs live."""
+
+    region: RegionId
+    replica: ReplicaId
+    seen: Extent
+    alive: bool
+
+
+class NoAnswer(Exception):
+    """Nobody of the region could be asked in time; the message says why. It has promised nothing."""
+
+
+class OtherRegions(Protocol):
+    """The way to the replicas of other regions."""
+
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
+        """Why the replica at ``address`` does not promise for its region; "": it does. Raises ``NoAnswer``."""
+        ...
