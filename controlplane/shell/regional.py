@@ -203,7 +203,7 @@ class RegionalLeader:
             copying = self._replicator.copying
             if copying is None or not copying.task.urgent or not self._world.fresh:
                 continue
-            decision = record_progress(global_state(self._world), self._region, copying, self._time.now())
+            decision = record_progress(self._fences.world(), self._region, copying, self._time.now())
             try:
                 await apply_all([decision] if decision else [], self._world_applier, self._actor, None)
             except StoreError as error:

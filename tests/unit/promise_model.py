@@ -74,9 +74,8 @@ class Model:
         self.asks_ms, self.renewals_ms = roll.choice((50, 300, 900)), roll.choice((50, 300, 2_000))
         self.fences_ms = {name: roll.choice((50, 300, 6_000)) for name in (EAST, WEST, NORTH)}
         # From when the leader of a region does not see the global store.
-        self.cut_ms = {
-            name: roll.choice((END_MS, self.intent_ms - 500, self.joins_ms + 500)) for name in self.fences_ms
-        }
+        cuts = (END_MS, self.intent_ms - 500, self.joins_ms + 500)
+        self.cut_ms = {name: roll.choice(cuts) for name in (EAST, WEST, NORTH)}
         self.cut_ms[self.decider] = END_MS
         # the global store
         self.revision = 10
@@ -226,9 +225,9 @@ class Model:
             peers = self.rules.name(world, EAST)
             if peers != self.grants[EAST].record.peers:
                 self._grant(EAST, peers)
-        if region.name == self.decider and self.taken_ms < 0:
-            if self.rules.release(world, world.ownership[JOB], None, clock, TIGHT):
-                self.taken_ms = self.now
+        decides = region.name == self.decider and self.taken_ms < 0
+        if decides and self.rules.release(world, world.ownership[JOB], None, clock, TIGHT):
+            self.taken_ms = self.now
 
     def _raise(self, region: Region, put: Put) -> None:
         """A fence arrives at the region's store; its mirrors hear of it later."""
