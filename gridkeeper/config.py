@@ -54,6 +54,9 @@ class SlurmHost:
     node: str  # its name in Slurm
     options: tuple[str, ...] = ()  # more of sbatch, like --partition=gpu or --gres=gpu:{devices}
     conf: str = ""  # SLURM_CONF; "": where Slurm's commands look by themselves
+    drain: bool = True  # the node is drained in Slurm while one of its devices is out of service, or it is cordoned
+    wait_ms: int = 600_000  # a start that has got no room for so long is given up, and the job placed anew
+    requeue: bool = False  # then batch jobs of others on it are requeued
 
 
 @dataclass(frozen=True, slots=True)

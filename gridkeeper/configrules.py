@@ -318,6 +318,7 @@ RULES: dict[tuple[type, str], Rule] = {
     (AgentConfig, "otlp_endpoint"): Rule(_url),
     (SlurmHost, "node"): Rule(_slurm_node),
     (SlurmHost, "options"): Rule(_sbatch_option),
+    (SlurmHost, "wait_ms"): between(1_000, 7 * _DAY),
     (AgentConfig, "driver_timeout_ms"): between(100, 600_000),
     (AgentConfig, "spool_max_bytes"): between(64 * 1024, 1 << 40),
     (ControlPlaneConfig, "listen"): Rule(address),

@@ -13,6 +13,7 @@ from gridkeeper.config import AgentConfig
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.devices import DeviceBackend, Sighting
 from gridkeeper.ports.disk import DiskError
+from gridkeeper.ports.gate import HostGate
 from gridkeeper.ports.hostwork import HostRunner
 from gridkeeper.ports.jobs import CheckpointStore, Executor
 from gridkeeper.ports.link import Transport
@@ -23,6 +24,7 @@ from nodeagent.checkpointing import CheckpointDirs
 from nodeagent.dedupe import Admitted, Dedupe, resolve
 from nodeagent.devices import Devices
 from nodeagent.disklog import LogSource
+from nodeagent.gatekeeper import Gatekeeper
 from nodeagent.hostcommands import HostCommands, NoRunner
 from nodeagent.kernel.parse import Parser
 from nodeagent.kernel_log import Entry, Gap, KernelLog
@@ -67,6 +69,7 @@ class AgentPorts:
     host_runner: HostRunner = field(default_factory=NoRunner)
     prober: Prober | None = None
     answerer: ProbeAnswerer | None = None
+    gate: HostGate | None = None
 
 
 class Agent:
@@ -112,6 +115,7 @@ class Agent:
             ports.clock,
         )
         self.supervisor.kept_free = lambda: self.repairs.busy
+        self.gatekeeper = Gatekeeper(ports.gate, ports.clock) if ports.gate else None
         self.spool: Spool | None = None
         self.uplink: Uplink | None = None
 
@@ -132,6 +136,7 @@ class Agent:
             ports.rng,
             self._timings,
             Probing(ports.prober, ports.clock) if ports.prober else None,
+            self.gatekeeper,
         )
         try:
             await self._tell_boot(spool)
@@ -144,6 +149,8 @@ class Agent:
                 group.create_task(spool.run())
                 group.create_task(self._flush())
                 group.create_task(self._link(self.uplink))
+                if self.gatekeeper:
+                    group.create_task(self.gatekeeper.run())
                 if ports.answerer:
                     group.create_task(ports.answerer.run())
                 if ports.kernel_log:

@@ -108,6 +108,7 @@ class Devices:
             uptime_ms=self._clock.mono_ms(),
             zone=self._config.zone,
             probe_address=self._config.probe_advertise or self._config.probe_listen,
+            scheduler="slurm" if self._config.slurm else "",
         )
 
     def telemetry(self) -> Telemetry | None:

@@ -13,12 +13,14 @@ from failover.executors.commands import HostCommandLine
 from failover.executors.process import ProcessExecutor
 from failover.executors.queued import QueuedExecutor
 from failover.executors.slurm import Slurm
+from failover.executors.slurm_gate import SlurmGate
 from gridkeeper import tracing
 from gridkeeper.clock import SystemClock, SystemRng
-from gridkeeper.config import AgentConfig
+from gridkeeper.config import AgentConfig, SlurmHost
 from gridkeeper.identity.tls import channel_credentials
 from gridkeeper.ports.devices import BackendError
 from gridkeeper.ports.disk import DiskError
+from gridkeeper.ports.gate import HostGate
 from gridkeeper.ports.jobs import ExecutorError
 from gridkeeper.v1.agent_pb2 import ProbeAnswer
 from nodeagent import metrics
@@ -42,9 +44,19 @@ def _executor(config: AgentConfig, state: Path) -> ProcessExecutor | QueuedExecu
     """Raises ``ExecutorError``."""
     if config.slurm is None:
         return ProcessExecutor(state, SystemClock())
-    environment = {"SLURM_CONF": config.slurm.conf} if config.slurm.conf else {}
-    slurm = Slurm(HostCommandLine(), config.slurm.node, config.slurm.options, environment)
-    return QueuedExecutor(state, config.node, slurm, SystemClock())
+    slurm = Slurm(HostCommandLine(), config.slurm.node, config.slurm.options, _slurm_environment(config.slurm))
+    return QueuedExecutor(state, config.node, slurm, SystemClock(), wait_ms=config.slurm.wait_ms)
+
+
+def _gate(config: AgentConfig) -> HostGate | None:
+    host = config.slurm
+    if host is None or not host.drain:
+        return None
+    return SlurmGate(HostCommandLine(), host.node, host.requeue, _slurm_environment(host))
+
+
+def _slurm_environment(host: SlurmHost) -> dict[str, str]:
+    return {"SLURM_CONF": host.conf} if host.conf else {}
 
 
 def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedExecutor) -> Agent:
@@ -72,6 +84,7 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedE
         kernel_log=open_kernel_log(config.kernel_log, clock, boot_id, state),
         repairs=FileState(state / "repairs.json"),
         host_runner=ProcessRunner(),
+        gate=_gate(config),
     )
     return Agent(config, ports)
 

@@ -32,6 +32,7 @@ from gridkeeper.v1.agent_pb2 import (
     Telemetry,
     WorkloadReport,
 )
+from nodeagent.gatekeeper import Gatekeeper
 from nodeagent.outbox import Outbox, Urgency
 from nodeagent.probing import Probing
 from nodeagent.spool import BATCH, Spool
@@ -137,6 +138,7 @@ class Stream:
         clock: Clock,
         counters: LinkCounters,
         probing: Probing | None = None,
+        gatekeeper: Gatekeeper | None = None,
     ) -> None:
         self._session = session
         self._slots = frozenset(device.slot for device in hello.devices)
@@ -150,6 +152,7 @@ class Stream:
         self._clock = clock
         self._counters = counters
         self._probing = probing
+        self._gatekeeper = gatekeeper
         self._outbox = Outbox()
         self._heard_ms = self._began_ms = clock.mono_ms()
         self._sent = 0  # highest sequence sent on this stream
@@ -214,6 +217,9 @@ class Stream:
             case "probe_request":
                 if self._probing is not None:
                     group.create_task(self._probe(self._probing, frame.probe_request))
+            case "node_gate":
+                if self._gatekeeper is not None:
+                    self._gatekeeper.take(frame.node_gate)
             case other:
                 log.warning("A frame of kind %s is ignored; is the control plane newer than this agent?", other)
 

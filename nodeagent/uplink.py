@@ -17,6 +17,7 @@ from gridkeeper.v1.agent_pb2 import (
     AgentFrame,
     Welcome,
 )
+from nodeagent.gatekeeper import Gatekeeper
 from nodeagent.probing import Probing
 from nodeagent.spool import Spool
 from nodeagent.stream import SILENT_LEAST_MS, Inventory, LinkCounters, NewHello, Repairs, Stream, Workloads
@@ -46,6 +47,7 @@ class Uplink:
         rng: Rng,
         timings: Timings,
         probing: Probing | None = None,
+        gatekeeper: Gatekeeper | None = None,
     ) -> None:
         self._transport = transport
         self._servers = tuple(servers)
@@ -57,6 +59,7 @@ class Uplink:
         self._rng = rng
         self._timings = timings
         self._probing = probing
+        self._gatekeeper = gatekeeper
         self.counters = LinkCounters()
 
     async def run(self) -> None:
@@ -121,6 +124,7 @@ class Uplink:
                 self._clock,
                 self.counters,
                 self._probing,
+                self._gatekeeper,
             )
             await stream.run(welcome.welcome.acked_sequence)
         finally:

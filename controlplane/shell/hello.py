@@ -63,6 +63,8 @@ def check_hello(hello: Hello, node: str, region: str) -> tuple[DeviceId, ...]:
     try:
         checked_name("hello.rack", hello.rack)
         checked_name("hello.spool", hello.spool)
+        if hello.scheduler:
+            checked_name("hello.scheduler", hello.scheduler)
         if hello.zone:
             checked_name("hello.zone", hello.zone)
         ids = tuple(device_id(NodeId(hello.node), d.slot) for d in hello.devices)
@@ -107,6 +109,7 @@ def register(
         registered_wall_ms=wall_ms,
         zone=hello.zone,
         probe_address=hello.probe_address,
+        scheduler=hello.scheduler,
     )
     draft.put(keys.node(node), record, known.node)
     for device, info in zip(ids, hello.devices, strict=True):

@@ -11,6 +11,7 @@ from typing import TypeVar
 from controlplane.domain.fleet import BadTelemetry, FleetTable
 from controlplane.shell.apply import Applier, Conflict
 from controlplane.shell.eventlog import BadEvent, EventLog
+from controlplane.shell.gatefeed import GateFeed
 from controlplane.shell.hello import BadHello, Known, check_hello, register
 from controlplane.shell.hostfeed import HostFeed
 from controlplane.shell.jobfeed import JobFeed
@@ -99,6 +100,7 @@ class Ingest:
         jobs.streams = lambda: len(self.streams)
         self.silence = SilenceWatch(self.streams, self._mark, beat, policy, clock, timings)
         self.host = HostFeed(region, replica, local, self.streams, applier, clock)
+        self.gates = GateFeed(local, self.streams, clock)
         self.frames = 0
 
     @property

@@ -178,6 +178,7 @@ class Replica:
             group.create_task(self._keep("the care for sessions", self._care.run))
             group.create_task(self._keep("the watch over silence", self.ingest.silence.run))
             group.create_task(self._keep("the repairs of hosts", self.ingest.host.run))
+            group.create_task(self._keep("the gates of batch systems", self.ingest.gates.run))
             group.create_task(self._keep("the questions to peers", self._probes.run))
             group.create_task(self._keep("the fences", self._fences.run))
             group.create_task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from failover.domain.closing import why_closed
 from gridkeeper.decision import Versioned
 from gridkeeper.hearing import heard
 from gridkeeper.ids import DeviceId, NodeId
@@ -174,6 +175,10 @@ def _judge(state: RegionState, node: NodeId, look: _Look, fit: dict[NodeId, list
             count += 1
             if held.record.state is HealthState.HEALTHY and device not in drained:
                 found.append(device)
+    if found and (owned := state.nodes.get(node)) is not None and owned.record.scheduler:
+        devices = look.devices.get(node, set())
+        if why_closed(node, devices, state.cordons, state.health, drained):
+            found = []  # its batch system is told to start nothing there, so it would not start this either
     look.total += count - look.usable.get(node, 0)
     look.usable[node] = count
     if not found:

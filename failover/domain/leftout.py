@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from failover.domain.closing import why_closed
 from failover.domain.eligible import barred, drained_devices
 from failover.domain.holders import Holders
 from failover.domain.places import Request
@@ -36,6 +37,12 @@ def _why(state: RegionState, device: DeviceRecord, request: Request, holders: Ho
         return bad.replace(f"{device.id} is", "is").replace("it is", "is")
     if device.id in drained_devices(state):
         return "kept free by a drain"
+    node = state.nodes.get(device.node)
+    if node is not None and node.record.scheduler:
+        siblings = node.record.devices
+        closed = why_closed(device.node, siblings, state.cordons, state.health, drained_devices(state))
+        if closed:
+            return f"closed to {node.record.scheduler}, because {closed}"
     if request.model and device.model != request.model:
         return f"of model {device.model}"
     if device.id in request.avoid:

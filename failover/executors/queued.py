@@ -38,8 +38,12 @@ from gridkeeper.timings import Timings
 log = logging.getLogger("gridkeeper.executor")
 
 Key = tuple[JobId, Epoch]
+TICKETS = "gridkeeper."
+"""Begins the name of every ticket."""
 POLL_MS = 2_000
 """Between two questions to the batch system, and only while something waits for its answer."""
+WAIT_MS = 600_000
+"""So long a start waits for room before its epoch is given up, so that the job can be placed anew."""
 WITHDRAWN_MS = 5_000
 """A place in the queue that nobody has asked for during this time is given up."""
 LATER_MS = 10_000
@@ -50,13 +54,14 @@ INHERITED = ("SLURM_", "CUDA_VISIBLE_", "NVIDIA_VISIBLE_", "ROCR_VISIBLE_", "HIP
 
 @dataclass(slots=True)
 class _Ticket:
-    """``wanted_ms``: when ``start`` was last asked. ``wish``: what to ask room for; None: not since the agent began.
+    """``wanted_ms``: when ``start`` was last asked, ``since_ms``: first. ``wish``: what to ask room for; None: not yet.
     ``last``: the newest that its guardian said. ``over``: the last word on it."""
 
     entry: Entry
     directory: Path
     client: GuardianClient
     wanted_ms: int
+    since_ms: int
     wish: Ticket | None = None
     placed: Placed | None = None
     last: RunState | None = None
@@ -76,6 +81,7 @@ class QueuedExecutor:
         clock: Clock,
         poll_ms: int = POLL_MS,
         withdrawn_ms: int = WITHDRAWN_MS,
+        wait_ms: int = WAIT_MS,
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "nodeagent.guardian"),
     ) -> None:
         """Raises ``ExecutorError`` for books that cannot be read."""
@@ -85,6 +91,7 @@ class QueuedExecutor:
         self._clock = clock
         self._poll_ms = poll_ms
         self._withdrawn_ms = withdrawn_ms
+        self._wait_ms = wait_ms
         self._command = command
         self._workspace = Workspace(self._state_dir)
         queue = queued_state.load(self._state_dir)
@@ -158,6 +165,9 @@ class QueuedExecutor:
         title, placed = self._system.title, ticket.placed
         if placed and placed.standing is Standing.ENDED and not ticket.lost:
             raise ExecutorError(f"{what}: {title} ended it before it began: {placed.detail}")
+        if self._clock.mono_ms() - ticket.since_ms > self._wait_ms:
+            why = placed.detail if placed else self._silent or "it has not answered"
+            raise ExecutorError(f"{what}: {title} has had no room for {self._wait_ms // 1000} s: {why}")
         try:
             ticket.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -175,14 +185,15 @@ class QueuedExecutor:
         raise ExecutorWaiting(f"{title}: {placed.detail}" if placed else f"{title} is being asked for room")
 
     def _name(self, entry: Entry) -> str:
-        return f"gridkeeper.{self._node}.{self._tag}.{entry.job}.{entry.epoch}.{entry.attempt}"
+        return f"{TICKETS}{self._node}.{self._tag}.{entry.job}.{entry.epoch}.{entry.attempt}"
 
     def _guardian(self, directory: Path) -> tuple[str, ...]:
         return (*self._command, "--state-dir", str(directory), "--once")
 
     def _ticket(self, entry: Entry) -> _Ticket:
         directory = self._workspace.directory(*entry.key) / f"guardian-{entry.attempt}"
-        return _Ticket(entry, directory, GuardianClient(directory, (), self._clock), self._clock.mono_ms())
+        now = self._clock.mono_ms()
+        return _Ticket(entry, directory, GuardianClient(directory, (), self._clock), now, now)
 
     # What runs
 

@@ -97,6 +97,7 @@ class ControlFrame(_message.Message):
     LOG_REQUEST_FIELD_NUMBER: _builtins.int
     PROBE_REQUEST_FIELD_NUMBER: _builtins.int
     HOST_COMMAND_FIELD_NUMBER: _builtins.int
+    NODE_GATE_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -115,6 +116,8 @@ class ControlFrame(_message.Message):
     @_builtins.property
     def host_command(self) -> Global___HostCommand: ...
     @_builtins.property
+    def node_gate(self) -> Global___NodeGate: ...
+    @_builtins.property
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControlFrame]:
         """Sent together with this one, to be taken after it, in order; they hold no more themselves."""
 
@@ -129,13 +132,14 @@ class ControlFrame(_message.Message):
         log_request: Global___LogRequest | None = ...,
         probe_request: Global___ProbeRequest | None = ...,
         host_command: Global___HostCommand | None = ...,
+        node_gate: Global___NodeGate | None = ...,
         more: _abc.Iterable[Global___ControlFrame] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "node_gate", b"node_gate", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "more", b"more", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ack", b"checkpoint_ack", "command", b"command", "event_ack", b"event_ack", "frame", b"frame", "host_command", b"host_command", "log_request", b"log_request", "more", b"more", "node_gate", b"node_gate", "probe_request", b"probe_request", "renewal_ack", b"renewal_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "event_ack", "renewal_ack", "command", "checkpoint_ack", "log_request", "probe_request", "host_command"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "event_ack", "renewal_ack", "command", "checkpoint_ack", "log_request", "probe_request", "host_command", "node_gate"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -158,6 +162,7 @@ class Hello(_message.Message):
     UPTIME_MS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     PROBE_ADDRESS_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """must equal the node in the certificate"""
     region: _builtins.str
@@ -173,6 +178,8 @@ class Hello(_message.Message):
     zone: _builtins.str
     probe_address: _builtins.str
     """host:port where this agent answers peers' probes; "": nowhere"""
+    scheduler: _builtins.str
+    """the batch system that owns this host ("slurm", "kubernetes"); "": none"""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.Label]: ...
     @_builtins.property
@@ -197,10 +204,11 @@ class Hello(_message.Message):
         uptime_ms: _builtins.int = ...,
         zone: _builtins.str = ...,
         probe_address: _builtins.str = ...,
+        scheduler: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "metric_schema", b"metric_schema", "node", b"node", "probe_address", b"probe_address", "rack", b"rack", "region", b"region", "spool", b"spool", "uptime_ms", b"uptime_ms", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "metric_schema", b"metric_schema", "node", b"node", "probe_address", b"probe_address", "rack", b"rack", "region", b"region", "scheduler", b"scheduler", "spool", b"spool", "uptime_ms", b"uptime_ms", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -979,3 +987,29 @@ class HostReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostReport: _TypeAlias = HostReport  # noqa: Y015
+
+@_typing.final
+class NodeGate(_message.Message):
+    """Whether the batch system that owns this host may start new work on it. A level: the newest one on the newest stream
+    counts. Sent only to agents that name a scheduler.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    closed: _builtins.bool
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        closed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeGate: _TypeAlias = NodeGate  # noqa: Y015

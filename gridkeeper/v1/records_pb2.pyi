@@ -670,6 +670,7 @@ class NodeRecord(_message.Message):
     REGISTERED_WALL_MS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     PROBE_ADDRESS_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     region: _builtins.str
     rack: _builtins.str
@@ -678,6 +679,7 @@ class NodeRecord(_message.Message):
     registered_wall_ms: _builtins.int
     zone: _builtins.str
     probe_address: _builtins.str
+    scheduler: _builtins.str
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
     @_builtins.property
@@ -698,10 +700,11 @@ class NodeRecord(_message.Message):
         registered_wall_ms: _builtins.int = ...,
         zone: _builtins.str = ...,
         probe_address: _builtins.str = ...,
+        scheduler: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "name", b"name", "probe_address", b"probe_address", "rack", b"rack", "region", b"region", "registered_wall_ms", b"registered_wall_ms", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "backends", b"backends", "boot_id", b"boot_id", "devices", b"devices", "labels", b"labels", "name", b"name", "probe_address", b"probe_address", "rack", b"rack", "region", b"region", "registered_wall_ms", b"registered_wall_ms", "scheduler", b"scheduler", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

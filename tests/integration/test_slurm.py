@@ -18,7 +18,7 @@ from gridkeeper.clock import SystemClock
 from gridkeeper.ids import DeviceId, Epoch, JobId
 from gridkeeper.ports.jobs import ExecutorError, ExecutorUnavailable, ExecutorWaiting, Launch, Process
 from gridkeeper.records.jobs import JobSpec
-from tests.fixtures.slurm import NODE, SlurmCluster, slurm_executor
+from tests.fixtures.slurm import NODE, SlurmCluster, slurm_executor, slurm_gate
 from tests.integration.waiting import until
 
 JOB = JobId("train")
@@ -245,6 +245,83 @@ async def test_a_frozen_guardian_is_ended_at_its_deadline(bench: Bench) -> None:
     ended = await bench.gone()
     assert not ended.alive
     assert not alive(int(str(seen["child"])))
+
+
+async def test_a_drain_of_ours_comes_and_goes_with_its_reason(slurm: SlurmCluster) -> None:
+    """Protects: Slurm's users get no node that we closed, they are told why, and get it back."""
+    gate = slurm_gate(slurm)
+    try:
+        assert "is drained in Slurm" in await gate.close("gpu3 is draining")
+        view = await gate.view()
+        assert view.ours
+        assert view.reason.startswith("gridkeeper: gpu3 is draining [")
+        assert await gate.close("gpu3 is draining") == "", "nothing is to be done twice"
+        assert "now since gpu3 is drained" in await gate.close("gpu3 is drained")
+        assert (await gate.view()).reason.startswith("gridkeeper: gpu3 is drained [")
+        assert "takes work of Slurm again" in await gate.open()
+        assert not (await gate.view()).drained
+        assert await gate.open() == ""
+    finally:
+        slurm.quiet()
+
+
+async def test_a_drain_of_somebody_else_stays_his(slurm: SlurmCluster) -> None:
+    """Protects: neither is his reason overwritten nor his drain taken back; also when he drained after us."""
+    gate = slurm_gate(slurm)
+    try:
+        slurm.run("scontrol", "update", f"nodename={NODE}", "state=drain", "reason=bob: new fans")
+        assert await gate.close("gpu3 is draining") == ""
+        assert await gate.open() == ""
+        view = await gate.view()
+        assert (view.drained, view.ours, view.reason.startswith("bob: new fans")) == (True, False, True)
+        slurm.run("scontrol", "update", f"nodename={NODE}", "state=undrain")
+        await gate.close("gpu3 is draining")
+        slurm.run("scontrol", "update", f"nodename={NODE}", "state=drain", "reason=bob: new fans")
+        assert await gate.open() == ""
+        assert (await gate.view()).drained
+    finally:
+        slurm.quiet()
+
+
+async def test_jobs_of_others_on_a_closed_node_are_requeued_if_that_is_wanted(bench: Bench, tmp_path: Path) -> None:
+    """Protects: they start elsewhere (here: again) at once; one that is not to be requeued, and ours, run on."""
+    slurm = bench.cluster
+    await bench.begin()
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\necho start >> {tmp_path}/starts\nexec sleep 600\n")
+    submit = ("sbatch", "--parsable", "--output=/dev/null")
+    willing = slurm.run(*submit, "--requeue", str(script)).strip()
+    fixed = slurm.run(*submit, "--no-requeue", "--wrap=exec sleep 600").strip()
+
+    async def states() -> dict[str, str]:
+        rows = slurm.run("squeue", "-h", "-o", "%A %T").splitlines()
+        return dict(row.split(" ", 1) for row in rows)
+
+    async def both_run() -> bool:
+        now = await states()
+        return (now.get(willing), now.get(fixed)) == ("RUNNING", "RUNNING")
+
+    await until(both_run, "two jobs of somebody else run")
+    gate = slurm_gate(slurm, requeue=True)
+    done = await gate.close("gpu3 is draining")
+    assert f"job {willing} of Slurm is requeued" in done
+    assert f"job {fixed} of Slurm runs on" in done
+
+    async def waits() -> bool:
+        return (await states()).get(willing) == "PENDING"
+
+    await until(waits, "it is back in the queue")
+    assert (await states())[fixed] == "RUNNING"
+    (process,) = await bench.executor.list()
+    assert process.alive
+    assert f"job {willing} of Slurm may start at once" in await gate.close("gpu3 is draining")
+    slurm.quiet(keep=True)
+    starts = tmp_path / "starts"
+
+    async def again() -> bool:
+        return starts.exists() and starts.read_text().count("start") == 2
+
+    await until(again, "it starts again as soon as a node takes it", seconds=40)
 
 
 async def test_a_stopped_controller_stops_no_job_and_no_stop(bench: Bench) -> None:
