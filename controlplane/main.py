@@ -14,6 +14,7 @@ from controlplane.metrics import serve_metrics
 from controlplane.rpc.agentlink import SERVER_OPTIONS, AgentLinkServicer
 from controlplane.rpc.regionlink import GrpcRegions, RegionLinkServicer
 from controlplane.rpc.server import add_grid
+from controlplane.shell.pager import HttpPager
 from controlplane.shell.replica import Ports, Replica
 from controlplane.shell.tickets import HttpDesk
 from controlplane.store.archive import open_archive
@@ -65,6 +66,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         others=others,
         tickets=HttpDesk(config.ticket_token_file),
         archive=open_archive(config.ledger_archive) if config.ledger_archive else None,
+        pager=HttpPager(config.alert_token_file),
         sign=functools.partial(issue, key_pem=signing_key) if signing_key else None,
     )
     settings = Settings(config.timings, policy)

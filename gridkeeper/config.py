@@ -104,6 +104,7 @@ class ControlPlaneConfig:
     otlp_endpoint: str = ""
     ledger_archive: str = ""  # where closed months and signed heads are kept: an absolute path or a URL; "": nowhere
     ledger_key: str = ""  # private key that signs daily heads; "": none are signed
+    alert_token_file: str = ""  # bearer token for whom policy.alerts names
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from gridkeeper.config import (
 from gridkeeper.identity.spiffe import BadIdentity, checked_trust_domain
 from gridkeeper.ids import BadName, NodeId, RegionId, ReplicaId, checked_name
 from gridkeeper.policy.model import (
+    AlertsPolicy,
     BreakerPolicy,
     BudgetPolicy,
     CataloguePolicy,
@@ -39,6 +40,7 @@ from gridkeeper.policy.model import (
     RepairPolicy,
     RepeatPolicy,
     RulePolicy,
+    SettlementPolicy,
 )
 from gridkeeper.records.common import Label
 from gridkeeper.records.fleet import EventKind
@@ -244,6 +246,13 @@ def _web_address(value: str) -> None:
         raise Wrong(f"{value[:80]!r} is no address of a web service; write it like https://desk.example/tickets")
 
 
+def _web_addresses(values: tuple[str, ...]) -> None:
+    for value in values:
+        _web_address(value or "-")
+    if len(set(values)) < len(values) or len(values) > 8:
+        raise Wrong(f"{len(values)} addresses; use at most 8, each once")
+
+
 def _command_line(value: str) -> None:
     try:
         shlex.split(value)
@@ -412,6 +421,11 @@ RULES: dict[tuple[type, str], Rule] = {
     (MovePolicy, "links"): Rule(_links, whole=True),
     (LinkPolicy, "at_once"): between(0, 1_000_000),
     (LinkPolicy, "bytes_per_s"): between(0, 1 << 40),
+    (SettlementPolicy, "close_after_ms"): between(0, 30 * _DAY),
+    (AlertsPolicy, "alertmanagers"): Rule(_web_addresses, whole=True),
+    (AlertsPolicy, "webhooks"): Rule(_web_addresses, whole=True),
+    (AlertsPolicy, "resend_ms"): between(1_000, _DAY),
+    (AlertsPolicy, "per_minute"): between(1, 10_000),
     (RegionTerms, "price"): between(0, 1e9),
     (RegionTerms, "spot_risk"): between(0.0, 1.0),
     (RegionTerms, "residency"): Rule(_name),

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gridkeeper.ids import DeviceId, EventId, JobId, MigrationId, NodeId, RegionId, ReplicaId, SpoolId
-from gridkeeper.records import books, care, documents, faults, fleet, jobs, limits, policy, regions, settlement
+from gridkeeper.records import (
+    books,
+    care,
+    documents,
+    faults,
+    fleet,
+    jobs,
+    limits,
+    objectives,
+    policy,
+    regions,
+    settlement,
+)
 
 ROOT = "/gridkeeper/v1"
 GLOBAL = f"{ROOT}/global/"
@@ -54,6 +66,8 @@ REGION_KINDS: dict[str, type] = {
     "closings": settlement.ClosingRecord,
     "adjustments": settlement.AdjustmentRecord,
     "ledger-heads": settlement.LedgerHeadRecord,
+    "slo-hours": objectives.SloHourRecord,
+    "slo-alerts": objectives.SloAlertRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -82,6 +96,8 @@ GLOBAL_KINDS: dict[str, type] = {
     "closings": settlement.ClosingRecord,
     "adjustments": settlement.AdjustmentRecord,
     "ledger-heads": settlement.LedgerHeadRecord,
+    "slo-hours": objectives.SloHourRecord,
+    "slo-alerts": objectives.SloAlertRecord,
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
@@ -223,6 +239,12 @@ class RegionKeys:
         """Of this region, to another one."""
         return self._("promises", other)
 
+    def slo_hour(self, slo: str, objective: int, hour: int) -> str:
+        return self._("slo-hours", slo, str(objective), f"{hour:010d}")
+
+    def slo_alert(self, slo: str, objective: int, name: str) -> str:
+        return self._("slo-alerts", slo, str(objective), name)
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalKeys:
@@ -313,6 +335,12 @@ class GlobalKeys:
 
     def ledger_head(self, day: str) -> str:
         return f"{GLOBAL}ledger-heads/{day}"
+
+    def slo_hour(self, slo: str, objective: int, hour: int) -> str:
+        return f"{GLOBAL}slo-hours/{slo}/{objective}/{hour:010d}"
+
+    def slo_alert(self, slo: str, objective: int, name: str) -> str:
+        return f"{GLOBAL}slo-alerts/{slo}/{objective}/{name}"
 
     def escrow(self, budget: str) -> str:
         return f"{GLOBAL}escrow/{budget}"

@@ -43,6 +43,7 @@ from gridkeeper.records.jobs import (
     RunRecord,
 )
 from gridkeeper.records.limits import BreakerRecord, EscrowRecord, RepeatRecord, ShareRecord
+from gridkeeper.records.objectives import SloAlertRecord, SloHourRecord
 from gridkeeper.records.policy import PolicyRecord
 from gridkeeper.records.regions import FenceRecord, LossRecord, PromiseRecord
 from gridkeeper.records.settlement import ClosingRecord, ExclusionRecord, LedgerHeadRecord
@@ -91,6 +92,8 @@ class RegionState:
     policy: Versioned[PolicyRecord] | None = None
     closings: Mapping[str, Versioned[ClosingRecord]] = field(default_factory=dict)
     ledger_heads: Mapping[str, Versioned[LedgerHeadRecord]] = field(default_factory=dict)
+    slo_hours: Mapping[str, Versioned[SloHourRecord]] = field(default_factory=dict)
+    slo_alerts: Mapping[str, Versioned[SloAlertRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     whole: Inventory | None = None
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
@@ -137,6 +140,8 @@ class GlobalState:
     exclusions: Mapping[str, Versioned[ExclusionRecord]] = field(default_factory=dict)
     closings: Mapping[str, Versioned[ClosingRecord]] = field(default_factory=dict)
     ledger_heads: Mapping[str, Versioned[LedgerHeadRecord]] = field(default_factory=dict)
+    slo_hours: Mapping[str, Versioned[SloHourRecord]] = field(default_factory=dict)
+    slo_alerts: Mapping[str, Versioned[SloAlertRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
     failsafe: Failsafe | None = None

@@ -17,10 +17,12 @@ from gridkeeper.snapshot import Settings
 
 REGION_LEADER = frozenset(
     {"liveness", "health", "incidents", "drains", "budgets", "breakers", "shares", "detector", "reservations"}
-    | {"accounts", "entries"}
+    | {"accounts", "entries", "closings", "adjustments", "ledger-heads", "slo-hours", "slo-alerts"}
 )
 """Region store: what only its leader writes, unless a human asked (the audit entry beside it then names them)."""
-GLOBAL_LEADER = frozenset({"ownership", "accounts", "entries", "escrow"})
+GLOBAL_LEADER = frozenset(
+    {"ownership", "accounts", "entries", "escrow", "closings", "adjustments", "ledger-heads", "slo-hours", "slo-alerts"}
+)
 GRANTED = frozenset({"jobs", "migrations", "offers", "share-acks"})
 """Global store: what its leader writes, or a region's leader under its grant, or a human."""
 MACHINE = "machine"

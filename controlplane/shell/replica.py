@@ -19,7 +19,9 @@ from controlplane.shell.jobfeed import JobFeed
 from controlplane.shell.ledgertime import LedgerTime, latest_written
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.notices import LogNotifier, Notices
+from controlplane.shell.objectives import Objectives
 from controlplane.shell.ownerview import OwnerView
+from controlplane.shell.paging import Paging
 from controlplane.shell.peerwatch import PeerShell
 from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.probing import ProbeDesk
@@ -43,7 +45,7 @@ from gridkeeper.policy.model import LivenessPolicy
 from gridkeeper.ports.archive import Archive
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.jobs import CheckpointStore
-from gridkeeper.ports.notify import Notifier
+from gridkeeper.ports.notify import Notifier, Pager
 from gridkeeper.ports.peers import OtherRegions
 from gridkeeper.ports.store import Compare, OutcomeUnknown, PutOp, Store, StoreUnavailable
 from gridkeeper.ports.tickets import TicketDesk
@@ -73,6 +75,7 @@ class Ports:
     failpoints: Failpoints | None = None
     archive: Archive | None = None
     sign: Sign | None = None
+    pager: Pager | None = None
 
 
 class Replica:
@@ -288,7 +291,7 @@ class Replica:
                 self._replicator, self._scrubber, self._collector, self._notices, self.policies, self._ports.clock,
                 self._beat.steady_ms, self._fences, self._ports.tickets,
             )  # fmt: skip
-            await self._settle_beside(leader.run(), fence, self.region)
+            await self._with_duties(leader.run(), fence, self.region)
         finally:
             self.leads_region = False
 
@@ -301,20 +304,29 @@ class Replica:
                 self.region, self.replica, fence, self.world, self._world_applier, self.policies, self._fences,
                 self._ports.clock,
             )  # fmt: skip
-            await self._settle_beside(leader.run(), fence, None)
+            await self._with_duties(leader.run(), fence, None)
         finally:
             self.leads_world = False
 
-    async def _settle_beside(self, leading: Coroutine[Any, Any, None], fence: Fence, region: RegionId | None) -> None:
-        """Lead, and settle that store's ledger."""
-        ports, local = self._ports, self.local if region else self.world
+    async def _with_duties(self, leading: Coroutine[Any, Any, None], fence: Fence, region: RegionId | None) -> None:
+        """Lead, and beside that measure objectives, tell of their alerts, and settle that store's ledger."""
+        ports, local, actor = self._ports, self.local if region else self.world, f"machine/{self.replica}"
+        keys, applier = (self._keys, self._local_applier) if region else (KEYS, self._world_applier)
+        store = ports.region_store if region else ports.global_store
+        books, settings = f"region/{region}" if region else "global", self.policies.settings
+        time = LedgerTime(ports.clock, latest_written(local))
+        objectives = Objectives(
+            region, keys, local, self.world, applier, actor, fence, settings, ports.clock, time
+        )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             group.create_task(leading)
+            group.create_task(self._keep("the measuring of objectives", objectives.run))
+            if ports.pager is not None:
+                paging = Paging(books, keys, local, applier, actor, fence, ports.pager, settings, ports.clock)
+                group.create_task(self._keep("the telling of alerts", paging.run))
             if ports.archive is not None:
                 settling = Settling(
-                    region, self._keys if region else KEYS, ports.region_store if region else ports.global_store, local,
-                    self.world, self._local_applier if region else self._world_applier, f"machine/{self.replica}",
-                    fence, ports.archive, ports.sign, self.policies.settings, ports.clock,
-                    LedgerTime(ports.clock, latest_written(local)),
+                    region, keys, store, local, self.world, applier, actor, fence, ports.archive, ports.sign, settings,
+                    ports.clock, time,
                 )  # fmt: skip
                 group.create_task(self._keep("the settlement of the ledger", settling.run))

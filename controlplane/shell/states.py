@@ -66,6 +66,8 @@ def region_state(region: RegionId, mirror: Records) -> RegionState:
         policy=mirror.one("policy"),
         closings=kind("closings"),
         ledger_heads=kind("ledger-heads"),
+        slo_hours=kind("slo-hours"),
+        slo_alerts=kind("slo-alerts"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
     )
@@ -101,6 +103,8 @@ def global_state(mirror: Records, failsafe: Failsafe | None = None) -> GlobalSta
         exclusions=kind("exclusions"),
         closings=kind("closings"),
         ledger_heads=kind("ledger-heads"),
+        slo_hours=kind("slo-hours"),
+        slo_alerts=kind("slo-alerts"),
         suspect_keys=mirror.suspect,
         memo=mirror.memo,
         failsafe=failsafe,

@@ -28,6 +28,7 @@ def slo() -> None:
 @click.argument("path", metavar="FILE")
 def validate(path: str) -> int:
     """Check FILE without a grid. Everything that is wrong is told, with its line, field and remedy."""
+    from gridkeeper.sla.builtin import NotMeasured, asked
     from gridkeeper.sla.promrules import NoRules, rules_text
 
     book = _book(path)
@@ -36,6 +37,10 @@ def validate(path: str) -> int:
         try:
             rules_text((goal,))
         except NoRules as error:
+            print(f"{path}: note: {error}")
+        try:
+            asked(goal)
+        except NotMeasured as error:
             print(f"{path}: note: {error}")
     return 0
 

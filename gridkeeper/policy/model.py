@@ -306,6 +306,18 @@ class SettlementPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertsPolicy:
+    """Who is told of alerts on objectives: base URLs of Alertmanagers (API v2), and URLs of webhooks. Each place gets
+    at most ``per_minute`` requests; what is left waits. An Alertmanager is reminded every ``resend_ms`` while an alert
+    fires, and takes it for resolved when it has not been for three times that."""
+
+    alertmanagers: tuple[str, ...] = ()
+    webhooks: tuple[str, ...] = ()
+    resend_ms: int = 60_000
+    per_minute: int = 60
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What operators may tune, besides timings. ``version`` is given by the store when a document is applied; 0: none
     has been, and this is the built-in one or that of the configuration."""
@@ -334,3 +346,4 @@ class Policy:
     placement: PlacementPolicy = field(default_factory=PlacementPolicy)
     moves: MovePolicy = field(default_factory=MovePolicy)
     settlement: SettlementPolicy = field(default_factory=SettlementPolicy)
+    alerts: AlertsPolicy = field(default_factory=AlertsPolicy)

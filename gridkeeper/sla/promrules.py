@@ -15,22 +15,20 @@ from typing import Any
 
 import yaml
 
-from gridkeeper.sla.budget import DAY_MS, MINUTE_MS, BurnWindow, standard_windows
+from gridkeeper.sla.alerts import SIGN, Condition, conditions, labels_of, short, windows_of
+from gridkeeper.sla.budget import MINUTE_MS, BurnWindow
 from gridkeeper.sla.credit import exact_text
-from gridkeeper.sla.objectives import Alert, Goal, Level
-from gridkeeper.sla.openslo import Budgeting, MetricSource, Op, RatioMetric, RawType
+from gridkeeper.sla.objectives import Goal, Level
+from gridkeeper.sla.openslo import Budgeting, MetricSource, RatioMetric, RawType
 
 RATIO = "gridkeeper_slo_error_ratio"
 SLICE = "gridkeeper_slo_slice_error"
-SIGN = {Op.LT: "<", Op.LTE: "<=", Op.GT: ">", Op.GTE: ">="}
 USABLE = "healthy|suspect|degraded"
 BUILT_IN = {
     "device-availability": (f'gridkeeper_devices{{state=~"{USABLE}"%s}}', "gridkeeper_devices{%s}"),
     "node-availability": ('gridkeeper_nodes{state="alive"%s}', "gridkeeper_nodes{%s}"),
 }
 """Indicators of a source of type gridkeeper: good and total, of the gauges that its control plane exports."""
-CALENDAR_MS = 30 * DAY_MS
-"""Calendar windows differ in length; their factors are those of 30 days."""
 
 
 class NoRules(ValueError):
@@ -60,14 +58,8 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def windows_of(goal: Goal) -> tuple[BurnWindow, ...]:
-    """The standard alerts that are shorter than the SLO's window."""
-    period = goal.window.ms if goal.rolling else CALENDAR_MS
-    return tuple(window for window in standard_windows(period) if window.long_ms <= period)
-
-
 def _group(goal: Goal, level: Level, number: int) -> dict[str, Any]:
-    labels = {"slo": goal.name, "service": goal.service, "objective": level.name}
+    labels = labels_of(goal, level)
     query = _query(goal, level)
     every = level.slice_ms or MINUTE_MS
     rules: list[dict[str, Any]] = []
@@ -76,11 +68,9 @@ def _group(goal: Goal, level: Level, number: int) -> dict[str, Any]:
         rules.append({"record": SLICE, "expr": query.error, "labels": labels})
     looked = {ms for window in windows for ms in (window.long_ms, window.short_ms)}
     for ms in sorted(looked | {alert.lookback_ms for alert in goal.alerts}):
-        rules.append({"record": f"{RATIO}:{_short(ms)}", "expr": _over(query, ms, labels), "labels": labels})
-    for window in windows:
-        rules.append(_standard(goal, level, window, labels))
-    rules += [_custom(level, alert, labels) for alert in goal.alerts if alert.breaching or alert.no_data]
-    return {"name": f"slo-{goal.name}-{number}", "interval": _short(every), "rules": rules}
+        rules.append({"record": f"{RATIO}:{short(ms)}", "expr": _over(query, ms, labels), "labels": labels})
+    rules += [_rule(condition, labels) for condition in conditions(goal, level)]
+    return {"name": f"slo-{goal.name}-{number}", "interval": short(every), "rules": rules}
 
 
 def _over(query: _Query, ms: int, labels: dict[str, str]) -> str:
@@ -152,38 +142,32 @@ def _asked(goal: Goal, source: MetricSource) -> str:
     return f"(sum({good % (f',{chosen}' if chosen else '')}) or vector(0)) / sum({total % chosen})"
 
 
-def _standard(goal: Goal, level: Level, window: BurnWindow, labels: dict[str, str]) -> dict[str, Any]:
-    edge = _number(window.threshold(level.target))
-    series = [f"{RATIO}:{_short(ms)}{_matching(labels)} > {edge}" for ms in (window.long_ms, window.short_ms)]
-    spent = exact_text(window.budget * 100)
+def _rule(condition: Condition, labels: dict[str, str]) -> dict[str, Any]:
+    after = {"for": short(condition.after_ms)} if condition.after_ms else {}
     return {
-        "alert": "SloBudgetBurn",
-        "expr": f"{series[0]} and {series[1]}",
-        "labels": {**labels, "severity": window.severity, "window": _short(window.long_ms)},
-        "annotations": {
-            "summary": f"{goal.name}: {spent} % of the error budget of {goal.window.text} spent within "
-            f"{_short(window.long_ms)}, and still burning"
-        },
+        "alert": condition.alert,
+        "expr": _holds(condition, labels),
+        **after,
+        "labels": condition.labels,
+        "annotations": {"summary": condition.summary},
     }
 
 
-def _custom(level: Level, alert: Alert, labels: dict[str, str]) -> dict[str, Any]:
-    series = f"{RATIO}:{_short(alert.lookback_ms)}{_matching(labels)}"
+def _holds(condition: Condition, labels: dict[str, str]) -> str:
+    of, target = condition.of, condition.target
+    if isinstance(of, BurnWindow):
+        edge = _number(of.threshold(target))
+        long_ratio, short_ratio = (
+            f"{RATIO}:{short(ms)}{_matching(labels)} > {edge}" for ms in (of.long_ms, of.short_ms)
+        )
+        return f"{long_ratio} and {short_ratio}"
+    series = f"{RATIO}:{short(of.lookback_ms)}{_matching(labels)}"
     told = []
-    if alert.breaching:
-        told.append(f"{series} {SIGN[alert.op]} {_number(alert.threshold * (1 - level.target))}")
-    if alert.no_data:
+    if of.breaching:
+        told.append(f"{series} {SIGN[of.op]} {_number(of.threshold * (1 - target))}")
+    if of.no_data:
         told.append(f"absent({series})")
-    return {
-        "alert": "SloAlertPolicy",
-        "expr": " or ".join(told),
-        **({"for": _short(alert.after_ms)} if alert.after_ms else {}),
-        "labels": {**labels, "severity": alert.severity, "policy": alert.policy},
-        "annotations": {
-            "summary": f"{labels['slo']}: burn rate over {_short(alert.lookback_ms)} is {SIGN[alert.op]} "
-            f"{exact_text(alert.threshold)} (alert policy {alert.policy})"
-        },
-    }
+    return " or ".join(told)
 
 
 def _matching(labels: dict[str, str]) -> str:
@@ -194,13 +178,6 @@ def _number(value: Fraction) -> str:
     """PromQL: decimals, or a division where there are none."""
     text = exact_text(value)
     return f"({text})" if "/" in text else text
-
-
-def _short(ms: int) -> str:
-    for unit, size in (("d", DAY_MS), ("h", 3_600_000), ("m", MINUTE_MS), ("s", 1_000)):
-        if ms % size == 0:
-            return f"{ms // size}{unit}"
-    return f"{ms}ms"
 
 
 def _window(ms: int) -> str:

@@ -3206,3 +3206,91 @@ class LedgerHeadRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LedgerHeadRecord: _TypeAlias = LedgerHeadRecord  # noqa: Y015
+
+@_typing.final
+class SloHourRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLO_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    MINUTES_FIELD_NUMBER: _builtins.int
+    GOOD_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    slo: _builtins.str
+    objective: _builtins.int
+    hour: _builtins.int
+    @_builtins.property
+    def minutes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def good(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def total(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        slo: _builtins.str = ...,
+        objective: _builtins.int = ...,
+        hour: _builtins.int = ...,
+        minutes: _abc.Iterable[_builtins.int] | None = ...,
+        good: _abc.Iterable[_builtins.int] | None = ...,
+        total: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "hour", b"hour", "minutes", b"minutes", "objective", b"objective", "slo", b"slo", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SloHourRecord: _TypeAlias = SloHourRecord  # noqa: Y015
+
+@_typing.final
+class SloAlertRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLO_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    FIRING_FIELD_NUMBER: _builtins.int
+    PENDING_MS_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    slo: _builtins.str
+    objective: _builtins.int
+    name: _builtins.str
+    alert: _builtins.str
+    summary: _builtins.str
+    firing: _builtins.bool
+    pending_ms: _builtins.int
+    since_ms: _builtins.int
+    ended_ms: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
+    @_builtins.property
+    def told(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        slo: _builtins.str = ...,
+        objective: _builtins.int = ...,
+        name: _builtins.str = ...,
+        alert: _builtins.str = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        summary: _builtins.str = ...,
+        firing: _builtins.bool = ...,
+        pending_ms: _builtins.int = ...,
+        since_ms: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
+        told: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "ended_ms", b"ended_ms", "firing", b"firing", "labels", b"labels", "name", b"name", "objective", b"objective", "pending_ms", b"pending_ms", "since_ms", b"since_ms", "slo", b"slo", "summary", b"summary", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SloAlertRecord: _TypeAlias = SloAlertRecord  # noqa: Y015

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
+from gridkeeper.sla.alerts import windows_of
 from gridkeeper.sla.budget import MINUTE_MS
 from gridkeeper.sla.burn import Errors, Tick, firing, turns
 from gridkeeper.sla.objectives import parse_slos
-from gridkeeper.sla.promrules import rules_text, windows_of
+from gridkeeper.sla.promrules import rules_text
 
 SLOS = (Path(__file__).parents[1] / "data/sla/slos.yaml").read_text()
 PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool") or ""

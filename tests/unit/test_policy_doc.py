@@ -20,7 +20,7 @@ TABLES = (
     model.Policy, model.RulePolicy, model.EventPolicy, model.RepeatPolicy, model.CataloguePolicy, model.BudgetPolicy,
     model.BreakerPolicy, model.DrainPolicy, model.RepairPolicy, model.LivenessPolicy, model.PeerPolicy,
     model.RegionLossPolicy, model.PlacementPolicy, model.PlacementWeights, model.RegionTerms,
-    model.MovePolicy, model.LinkPolicy,
+    model.MovePolicy, model.LinkPolicy, model.SettlementPolicy, model.AlertsPolicy,
 )  # fmt: skip
 
 
