@@ -144,7 +144,7 @@ class LoadAgent:
         return len(self._sent)
 
     async def _stream(self) -> None:
-        transport = GrpcTransport(channel_credentials(self._tls))
+        transport = GrpcTransport(lambda: channel_credentials(self._tls))
         session = await transport.connect(self._address)
         try:
             await session.send(AgentFrame(hello=self._hello()))

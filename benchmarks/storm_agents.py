@@ -174,7 +174,7 @@ class SimulatedAgent:
         while True:
             try:
                 async with gate:
-                    session = await GrpcTransport(self._credentials).connect(self._address)
+                    session = await GrpcTransport(lambda: self._credentials).connect(self._address)
                     await session.send(AgentFrame(hello=self._hello()))
                     await session.receive()
                 self._session = session

@@ -12,8 +12,13 @@ import grpc
 from controlplane.garbage import collect_now_and_then
 from controlplane.metrics import serve_metrics
 from controlplane.rpc.agentlink import SERVER_OPTIONS, AgentLinkServicer
+from controlplane.rpc.enrolment import Enrolment, Issuer
 from controlplane.rpc.regionlink import GrpcRegions, RegionLinkServicer
 from controlplane.rpc.server import add_grid
+from controlplane.security.bearer import JwtBearer
+from controlplane.security.gate import Gate
+from controlplane.security.guards import guards_of
+from controlplane.security.refusals import RefusalBook
 from controlplane.shell.pager import HttpPager
 from controlplane.shell.replica import Ports, Replica
 from controlplane.shell.tickets import HttpDesk
@@ -30,7 +35,7 @@ from gridkeeper.policy.document import default_policy, load_policy
 from gridkeeper.ports.store import StoreError
 from gridkeeper.sla.receipts import issue
 from gridkeeper.snapshot import Settings
-from gridkeeper.v1 import agent_pb2_grpc, regions_pb2_grpc
+from gridkeeper.v1 import agent_pb2_grpc, identity_pb2_grpc, regions_pb2_grpc
 
 log = logging.getLogger("gridkeeper.controlplane")
 
@@ -72,18 +77,36 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     settings = Settings(config.timings, policy)
     replica = Replica(config.region, config.replica, config.advertise or config.listen, ports, settings)
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    agent_pb2_grpc.add_AgentLinkServicer_to_server(AgentLinkServicer(replica.ingest, config.trust_domain), server)
+    bearer = JwtBearer(config.bearer, clock) if config.bearer else None
+    gate = Gate(config.trust_domain, replica.front.revoked, clock, bearer)
+    book = RefusalBook(replica.front.record, clock, rng)
+    guards = guards_of(gate, book, config.limits, clock)
+    agent_pb2_grpc.add_AgentLinkServicer_to_server(AgentLinkServicer(replica.ingest, guards, clock), server)
+    desk = add_grid(server, replica.front, replica.front, guards)
+    issuer = Issuer(config.issuer_dir, config.node_certificate_hours, clock)
+    nodes = Enrolment(replica.front, replica.front, guards, issuer, entry=False)
+    identity_pb2_grpc.add_IdentityServicer_to_server(nodes, server)
     regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(replica.promiser, config.trust_domain), server)
-    add_grid(server, replica.front, replica.front, config.trust_domain)
     server.add_secure_port(config.listen, credentials)
+    servers = [server]
+    if config.entry_listen:
+        # Those without a certificate: hosts that join with a token, and users with a bearer token. No agents.
+        entry = grpc.aio.server(options=SERVER_OPTIONS)
+        hosts = Enrolment(replica.front, replica.front, guards, issuer, entry=True)
+        identity_pb2_grpc.add_IdentityServicer_to_server(hosts, entry)
+        entry.add_generic_rpc_handlers((desk.handlers(certified=False),))
+        entry.add_secure_port(config.entry_listen, server_credentials(config.tls, clients=False))
+        servers.append(entry)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     running = asyncio.ensure_future(replica.run())
     stopping = asyncio.ensure_future(stop.wait())
     collecting = asyncio.ensure_future(collect_now_and_then(clock))
+    noting = asyncio.ensure_future(book.run())
     metrics = serve_metrics(config.metrics_listen, replica) if config.metrics_listen else None
-    await server.start()
+    for each in servers:
+        await each.start()
     log.info("replica %s of region %s serves on %s", config.replica, config.region, config.listen)
     try:
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -94,10 +117,11 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         # First, so that another replica may lead at once: agents' streams never end by themselves, so the grace for
         # calls under way is always waited out.
         running.cancel()
-        await server.stop(GRACE_S)
+        await asyncio.gather(*(each.stop(GRACE_S) for each in servers))
         stopping.cancel()
         collecting.cancel()
-        await asyncio.gather(running, stopping, collecting, return_exceptions=True)
+        noting.cancel()
+        await asyncio.gather(running, stopping, collecting, noting, return_exceptions=True)
         await replica.ingest.stop()  # again, for the streams that have ended since
         if metrics:
             metrics.close()

@@ -85,6 +85,32 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BearerConfig:
+    """Whose JWTs speak for users. ``jwks``: a file, or an https URL. A token's role is that of its role claim
+    (``viewer``, ``operator``, ``admin``, ``job-owner``); a job owner's namespaces are a list."""
+
+    issuer: str
+    audience: str
+    jwks: str
+    user_claim: str = "sub"
+    role_claim: str = "gridkeeper_role"
+    namespaces_claim: str = "gridkeeper_namespaces"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """What one identity may ask of one replica. Bursts are eight times a second's worth, at once."""
+
+    reads_per_s: int = 100
+    acts_per_s: int = 50
+    streams: int = 64  # watches and sample streams of one user
+    agent_messages_per_s: int = 200  # of one node; more is read slower
+    agent_bytes_per_s: int = 8 * 1024 * 1024
+    agent_connects_per_s: int = 1
+    joins_per_s: int = 20  # of one address
+
+
+@dataclass(frozen=True, slots=True)
 class ControlPlaneConfig:
     """``gridkeeper controlplane --config FILE``. One server carries AgentLink, Grid, health and reflection."""
 
@@ -105,6 +131,11 @@ class ControlPlaneConfig:
     ledger_archive: str = ""  # where closed months and signed heads are kept: an absolute path or a URL; "": nowhere
     ledger_key: str = ""  # private key that signs daily heads; "": none are signed
     alert_token_file: str = ""  # bearer token for whom policy.alerts names
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    entry_listen: str = ""  # host:port for those without a certificate: hosts that join, users with bearer tokens
+    bearer: BearerConfig | None = None  # whose tokens are taken there
+    issuer_dir: str = ""  # ca.crt and ca.key that sign nodes' certificates; "": this replica signs none
+    node_certificate_hours: int = 168
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +146,9 @@ class RegionEndpoints:
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """``~/.config/gridkeeper/client.yaml``, ``$GRIDKEEPER_CONFIG`` or ``--config``: CLI and TUI."""
+    """``~/.config/gridkeeper/client.yaml``, ``$GRIDKEEPER_CONFIG`` or ``--config``: CLI and TUI. With ``token_file``
+    the regions' addresses are those of ``entry_listen``, and of ``tls`` only the authority is used."""
 
     regions: tuple[RegionEndpoints, ...]
     tls: TlsFiles
+    token_file: str = ""

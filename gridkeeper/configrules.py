@@ -6,14 +6,16 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
 from gridkeeper.config import (
     AgentConfig,
+    BearerConfig,
     ClientConfig,
     ControlPlaneConfig,
+    LimitsConfig,
     RegionEndpoints,
     RegionPath,
     SlurmHost,
@@ -99,6 +101,12 @@ def _endpoint(value: str) -> None:
 def _url(value: str) -> None:
     if value:
         _endpoint(value)
+
+
+def _key_set(value: str) -> None:
+    _filled(value)
+    if "://" in value and not value.startswith("https://"):
+        raise Wrong(f"{value[:80]!r} could be changed on its way; use https:// or a file")
 
 
 def _filled(value: str) -> None:
@@ -335,6 +343,12 @@ RULES: dict[tuple[type, str], Rule] = {
     (ControlPlaneConfig, "metrics_listen"): Rule(_optional_address),
     (ControlPlaneConfig, "otlp_endpoint"): Rule(_url),
     (ControlPlaneConfig, "trust_domain"): Rule(_trust_domain),
+    (ControlPlaneConfig, "entry_listen"): Rule(_optional_address),
+    (ControlPlaneConfig, "node_certificate_hours"): between(1, 24 * 3650),
+    (BearerConfig, "issuer"): _path,
+    (BearerConfig, "audience"): _path,
+    (BearerConfig, "jwks"): Rule(_key_set),
+    **{(LimitsConfig, field.name): between(1, 1 << 40) for field in fields(LimitsConfig)},
     (ControlPlaneConfig, "checkpoints"): Rule(lambda _: None, some=True),
     (Timings, "stale_ms"): between(1, _DAY),
     (Timings, "fence_ms"): between(1, _DAY),

@@ -16,6 +16,7 @@ from gridkeeper.records import (
     documents,
     faults,
     fleet,
+    identity,
     jobs,
     limits,
     objectives,
@@ -71,6 +72,8 @@ REGION_KINDS: dict[str, type] = {
     "entries": books.EntryRecord,
     "audit": books.AuditRecord,
     "meta": books.MetaRecord,
+    "revocations": identity.RevocationRecord,
+    "tokens": identity.JoinTokenRecord,
 }
 """First path element under the region's root -> record class."""
 
@@ -244,6 +247,12 @@ class RegionKeys:
 
     def slo_alert(self, slo: str, objective: int, name: str) -> str:
         return self._("slo-alerts", slo, str(objective), name)
+
+    def revocation(self, target: str) -> str:
+        return self._("revocations", target)
+
+    def token(self, token: str) -> str:
+        return self._("tokens", token)
 
 
 @dataclass(frozen=True, slots=True)

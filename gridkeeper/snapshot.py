@@ -30,6 +30,7 @@ from gridkeeper.records.fleet import (
     NodeRecord,
     SessionRecord,
 )
+from gridkeeper.records.identity import JoinTokenRecord, RevocationRecord
 from gridkeeper.records.jobs import (
     CheckpointRecord,
     GrantRecord,
@@ -96,6 +97,8 @@ class RegionState:
     slo_alerts: Mapping[str, Versioned[SloAlertRecord]] = field(default_factory=dict)
     suspect_keys: frozenset[str] = frozenset()
     whole: Inventory | None = None
+    revocations: Mapping[str, Versioned[RevocationRecord]] = field(default_factory=dict)
+    tokens: Mapping[str, Versioned[JoinTokenRecord]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 

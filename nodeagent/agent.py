@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from nodeagent.hostcommands import HostCommands, NoRunner
 from nodeagent.kernel.parse import Parser
 from nodeagent.kernel_log import Entry, Gap, KernelLog
 from nodeagent.probing import Probing
+from nodeagent.renewal import Renewal
 from nodeagent.runner import Runner
 from nodeagent.sampler import DeviceWatch
 from nodeagent.spool import Spool, open_spool
@@ -70,6 +71,8 @@ class AgentPorts:
     prober: Prober | None = None
     answerer: ProbeAnswerer | None = None
     gate: HostGate | None = None
+    renewal: Renewal | None = None
+    credentials: Callable[[], int] | None = None  # the number of the certificate in force; None: it never changes
 
 
 class Agent:
@@ -137,6 +140,7 @@ class Agent:
             self._timings,
             Probing(ports.prober, ports.clock) if ports.prober else None,
             self.gatekeeper,
+            ports.credentials,
         )
         try:
             await self._tell_boot(spool)
@@ -153,6 +157,8 @@ class Agent:
                     group.create_task(self.gatekeeper.run())
                 if ports.answerer:
                     group.create_task(ports.answerer.run())
+                if ports.renewal:
+                    group.create_task(ports.renewal.run())
                 if ports.kernel_log:
                     group.create_task(ports.kernel_log.run(self._kernel_lines))
         finally:

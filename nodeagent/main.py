@@ -17,7 +17,9 @@ from failover.executors.slurm_gate import SlurmGate
 from gridkeeper import tracing
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import AgentConfig, SlurmHost
-from gridkeeper.identity.tls import channel_credentials
+from gridkeeper.identity import spiffe
+from gridkeeper.identity.renewed import RenewedCredentials
+from gridkeeper.identity.wallet import Wallet
 from gridkeeper.ports.devices import BackendError
 from gridkeeper.ports.disk import DiskError
 from gridkeeper.ports.gate import HostGate
@@ -32,6 +34,7 @@ from nodeagent.hostrunner import ProcessRunner
 from nodeagent.kernel_log import open_kernel_log
 from nodeagent.orders import BadBook
 from nodeagent.probelink import TlsProbeAnswerer, TlsProber
+from nodeagent.renewal import AskServers, Renewal
 from nodeagent.statefile import FileState, StateDirInUse, StateDirLock
 from nodeagent.transport import GrpcTransport
 
@@ -64,11 +67,17 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedE
     clock = SystemClock()
     boot_id = BOOT_ID.read_text(encoding="ascii").strip()
     rng = SystemRng()
+    credentials = RenewedCredentials(config.tls)
+    wallet = Wallet.of(config.tls)
+    renewal = None
+    if wallet is not None:
+        ask = AskServers(config.servers, credentials)
+        renewal = Renewal(config.tls, wallet, spiffe.node(config.region, config.node), ask, clock, rng)
     answer = ProbeAnswer(node=config.node, boot_id=boot_id)
     ports = AgentPorts(
         clock=clock,
         rng=rng,
-        transport=GrpcTransport(channel_credentials(config.tls)),
+        transport=GrpcTransport(credentials),
         logs=FileLogs(state / "spool", config.spool_max_bytes, rng),
         executor=executor,
         checkpoints=open_store(config.checkpoints),
@@ -85,6 +94,8 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedE
         repairs=FileState(state / "repairs.json"),
         host_runner=ProcessRunner(),
         gate=_gate(config),
+        renewal=renewal,
+        credentials=credentials.version,
     )
     return Agent(config, ports)
 

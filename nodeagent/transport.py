@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 
 from gridkeeper.ports.link import LinkClosed, LinkRefused
@@ -70,13 +72,13 @@ class GrpcAgentSession:
 
 
 class GrpcTransport:
-    """Opens a channel and a stream per ``connect``."""
+    """Opens a channel and a stream per ``connect``. ``credentials``: those in force now."""
 
-    def __init__(self, credentials: grpc.ChannelCredentials) -> None:
+    def __init__(self, credentials: Callable[[], grpc.ChannelCredentials]) -> None:
         self._credentials = credentials
 
     async def connect(self, address: str) -> GrpcAgentSession:
-        channel = grpc.aio.secure_channel(address, self._credentials, options=OPTIONS)
+        channel = grpc.aio.secure_channel(address, self._credentials(), options=OPTIONS)
         try:
             call: Call = agent_pb2_grpc.AgentLinkStub(channel).Connect()
             await call.wait_for_connection()

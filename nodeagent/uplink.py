@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gridkeeper.ports.clock import Clock, Rng
-from gridkeeper.ports.link import LinkClosed, LinkRefused, Transport
+from gridkeeper.ports.link import AgentSession, LinkClosed, LinkRefused, Transport
 from gridkeeper.timings import BadTimings, Timings
 from gridkeeper.v1.agent_pb2 import (
     AgentFrame,
@@ -48,7 +48,10 @@ class Uplink:
         timings: Timings,
         probing: Probing | None = None,
         gatekeeper: Gatekeeper | None = None,
+        credentials: Callable[[], int] | None = None,
     ) -> None:
+        """``credentials``: the number of the certificate in force; when it changes, the stream moves to a new
+        connection with the new one, and the old one is closed after that."""
         self._transport = transport
         self._servers = tuple(servers)
         self._spool = spool
@@ -60,6 +63,8 @@ class Uplink:
         self._timings = timings
         self._probing = probing
         self._gatekeeper = gatekeeper
+        self._credentials = credentials
+        self._connected_with = 0
         self.counters = LinkCounters()
 
     async def run(self) -> None:
@@ -89,46 +94,97 @@ class Uplink:
             await self._clock.sleep(round(pause))
 
     async def _serve(self, address: str) -> None:
-        """One stream, to its end. Raises ``LinkClosed``."""
-        limit_ms = max(SILENT_LEAST_MS, 5 * self._timings.heartbeat_ms)
+        """One stream after the other, each opened before the last is closed, to an end that is no change of
+        certificates. Raises ``LinkClosed``."""
+        session, last = await self._connect(address), None
         try:
-            async with asyncio.timeout(limit_ms / 1000):
-                session = await self._transport.connect(address)
-        except TimeoutError:
-            raise LinkClosed(f"no connection within {limit_ms} ms") from None
-        try:
-            version = self._inventory.version
-            hello = self._inventory.hello(self._spool.id)
-            try:
-                async with asyncio.timeout(limit_ms / 1000):
-                    await session.send(AgentFrame(hello=hello))
-                    welcome = await session.receive()
-            except TimeoutError:
-                raise LinkClosed(f"no welcome within {limit_ms} ms") from None
-            if welcome.WhichOneof("frame") != "welcome":
-                raise LinkClosed(f"the first frame was {welcome.WhichOneof('frame')}, not welcome")
-            self._take_timings(welcome.welcome)
-            if not await self._spool.welcome(welcome.welcome.acked_sequence):
-                raise NewHello("the server's cursor does not fit the spool")
-            self.counters.connected, self.counters.replica = True, welcome.welcome.replica
-            log.info("Connected to %s (%s).", welcome.welcome.replica, address)
-            stream = Stream(
-                session,
-                hello,
-                version,
-                self._timings,
-                self._spool,
-                self._workloads,
-                self._inventory,
-                self._repairs,
-                self._clock,
-                self.counters,
-                self._probing,
-                self._gatekeeper,
-            )
-            await stream.run(welcome.welcome.acked_sequence)
+            while True:
+                stream, acked = await self._begin(session)
+                if last is not None:
+                    await last.close()
+                log.info("Connected to %s (%s).", self.counters.replica, address)
+                session, last = await self._carry(stream, acked, address), session
         finally:
             await session.close()
+            if last is not None:
+                await last.close()
+
+    async def _connect(self, address: str) -> AgentSession:
+        limit_ms = self._limit_ms()
+        if self._credentials is not None:
+            self._connected_with = self._credentials()
+        try:
+            async with asyncio.timeout(limit_ms / 1000):
+                return await self._transport.connect(address)
+        except TimeoutError:
+            raise LinkClosed(f"no connection within {limit_ms} ms") from None
+
+    def _limit_ms(self) -> int:
+        return max(SILENT_LEAST_MS, 5 * self._timings.heartbeat_ms)
+
+    async def _begin(self, session: AgentSession) -> tuple[Stream, int]:
+        """Say hello. Returns the stream, and up to where its events are acknowledged."""
+        version, limit_ms = self._inventory.version, self._limit_ms()
+        hello = self._inventory.hello(self._spool.id)
+        try:
+            async with asyncio.timeout(limit_ms / 1000):
+                await session.send(AgentFrame(hello=hello))
+                welcome = await session.receive()
+        except TimeoutError:
+            raise LinkClosed(f"no welcome within {limit_ms} ms") from None
+        if welcome.WhichOneof("frame") != "welcome":
+            raise LinkClosed(f"the first frame was {welcome.WhichOneof('frame')}, not welcome")
+        self._take_timings(welcome.welcome)
+        if not await self._spool.welcome(welcome.welcome.acked_sequence):
+            raise NewHello("the server's cursor does not fit the spool")
+        self.counters.connected, self.counters.replica = True, welcome.welcome.replica
+        stream = Stream(
+            session,
+            hello,
+            version,
+            self._timings,
+            self._spool,
+            self._workloads,
+            self._inventory,
+            self._repairs,
+            self._clock,
+            self.counters,
+            self._probing,
+            self._gatekeeper,
+        )
+        return stream, welcome.welcome.acked_sequence
+
+    async def _carry(self, stream: Stream, acked: int, address: str) -> AgentSession:
+        """Until there is a connection with a renewed certificate, which is returned. Raises ``LinkClosed``."""
+        if self._credentials is None:
+            await stream.run(acked)
+            raise AssertionError("a stream ends by an error")
+        running = asyncio.ensure_future(stream.run(acked))
+        renewing = asyncio.ensure_future(self._renewed(self._credentials, address))
+        moved = False
+        try:
+            await asyncio.wait((running, renewing), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            moved = True
+            return renewing.result()
+        finally:
+            running.cancel()
+            renewing.cancel()
+            _, fresh = await asyncio.gather(running, renewing, return_exceptions=True)
+            if not moved and not isinstance(fresh, BaseException):
+                await fresh.close()
+
+    async def _renewed(self, credentials: Callable[[], int], address: str) -> AgentSession:
+        """A connection with the next certificate, once there is one."""
+        while credentials() == self._connected_with:
+            await self._clock.sleep(self._timings.heartbeat_ms)
+        while True:
+            try:
+                return await self._connect(address)
+            except LinkClosed as error:
+                log.warning("%s is not reached with the renewed certificate yet: %s", address, error)
+                await self._clock.sleep(REFUSED_MS)
 
     def _take_timings(self, welcome: Welcome) -> None:
         told = welcome.timings

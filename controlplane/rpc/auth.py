@@ -1,4 +1,4 @@
-"""Who may call what: one table, RPC -> the least role that may."""
+"""Who may call what: one table, RPC -> the least role that may; and what a job owner may call besides."""
 
 from __future__ import annotations
 
@@ -42,8 +42,20 @@ NEEDS: dict[str, UserRole] = {
     "ApplyDocument": UserRole.ADMIN,
     "RecordExclusion": UserRole.ADMIN,
     "RetractExclusion": UserRole.ADMIN,
+    "CreateJoinToken": UserRole.ADMIN,
+    "CancelJoinToken": UserRole.ADMIN,
+    "JoinTokens": UserRole.ADMIN,
+    "Revoke": UserRole.ADMIN,
+    "Reinstate": UserRole.ADMIN,
+    "Revocations": UserRole.VIEWER,
 }
 """Every RPC of ``Grid``; one that is missing here is not served at all (``server.handlers``)."""
+
+
+OWNED = frozenset(
+    {"List", "Get", "Watch", "Explain", "JobLogs", "SlaStatus", "Info", "SubmitJob", "StopJob", "MigrateJob"}
+)
+"""What a job owner may call: each of these is answered from their namespaces' part of the grid (``rpc/tenant.py``)."""
 
 
 def authorise(rpc: str, identity: Identity) -> UserRole:
@@ -55,7 +67,13 @@ def authorise(rpc: str, identity: Identity) -> UserRole:
             f"{identity} may not call {rpc}: its certificate is a {identity.kind}'s; use one issued to a user",
         )
     need = NEEDS[rpc]
-    if RANK[role] < RANK[need]:
+    if role is UserRole.JOB_OWNER:
+        if rpc not in OWNED:
+            raise Refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{identity} is a job-owner, and {rpc} is for the role {need}; ask somebody with that role",
+            )
+    elif RANK[role] < RANK[need]:
         raise Refusal(
             grpc.StatusCode.PERMISSION_DENIED,
             f"{identity} has the role {role}, and {rpc} needs {need}; ask for a certificate with that role",

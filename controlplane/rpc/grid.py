@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from controlplane.rpc import care_intents, documents, drain_intents, explain, intents, moves, policies
 from controlplane.rpc.acts import Actor, checked_ttl
 from controlplane.rpc.choices import choices
+from controlplane.rpc.identities import Identities
 from controlplane.rpc.jobspec import checked_spec, name
 from controlplane.rpc.ledger import LedgerPages
 from controlplane.rpc.listing import Pages, checked_kind, scene_of
@@ -54,6 +55,7 @@ class GridService:
         self.settlement = SettlementDesk(views, acts, self._actor)
         self._watches = Watches(views, self._cache, self._trail, clock)
         self._sampling = Sampling(views, clock)
+        self.identities = Identities(views, self._actor, rng)
 
     async def page(self, request: api_pb2.ListRequest) -> api_pb2.ListResponse:
         if request.kind == api_pb2.KIND_AUDIT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -15,10 +16,14 @@ from controlplane.rpc.grid import GridService
 from controlplane.rpc.health import add_health
 from controlplane.rpc.refusal import Refusal
 from controlplane.rpc.sources import Acts, JobLogUnavailable, Views
+from controlplane.rpc.tenant import TenantViews, checked_request
+from controlplane.security.gate import Caller
+from controlplane.security.guards import Guards
+from controlplane.security.origin import ORIGIN, host_of
+from controlplane.security.rates import TooMany
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.codec import CorruptRecord
-from gridkeeper.identity.spiffe import BadIdentity, Identity, UserRole
-from gridkeeper.identity.tls import peer_identity
+from gridkeeper.identity.spiffe import Identity, UserRole
 from gridkeeper.ports.clock import Clock, Rng
 from gridkeeper.ports.store import NoSpace, OutcomeUnknown, RevisionCompacted, StoreError, TooLarge
 from gridkeeper.v1 import agent_pb2, api_pb2
@@ -35,17 +40,24 @@ def add_grid(
     server: grpc.aio.Server,
     views: Views,
     acts: Acts,
-    trust_domain: str,
+    guards: Guards,
     clock: Clock | None = None,
     rng: Rng | None = None,
-) -> None:
-    """Serve Grid, health and reflection. ``clock`` and ``rng``: the system's unless given."""
-    service = GridService(views, acts, clock or SystemClock(), rng or SystemRng())
-    server.add_generic_rpc_handlers((handlers(service, trust_domain),))
+) -> Desk:
+    """Serve Grid to those with a certificate, health and reflection. ``clock`` and ``rng``: the system's unless
+    given."""
+    desk = Desk(views, acts, guards, clock or SystemClock(), rng or SystemRng())
+    server.add_generic_rpc_handlers((desk.handlers(certified=True),))
     names = (GRID.full_name, agent_pb2.DESCRIPTOR.services_by_name["AgentLink"].full_name)
     add_health(server, views, names, clock or SystemClock())
     enable: Any = reflection.enable_server_reflection  # untyped
     enable((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    return desk
+
+
+def streams(service: GridService) -> dict[str, Stream]:
+    """RPC -> how its stream is made."""
+    return {"Watch": service.watch, "Samples": service.samples}
 
 
 def answers(service: GridService) -> dict[str, Answer]:
@@ -80,73 +92,154 @@ def answers(service: GridService) -> dict[str, Answer]:
         "RecordExclusion": lambda request, who, role: service.settlement.record(request, str(who)),
         "RetractExclusion": lambda request, who, role: service.settlement.retract(request, str(who)),
         "Settlement": lambda request, who, role: service.settlement.shown(request),
+        "CreateJoinToken": lambda request, who, role: service.identities.create_token(request, str(who)),
+        "CancelJoinToken": lambda request, who, role: service.identities.cancel_token(request, str(who)),
+        "JoinTokens": lambda request, who, role: service.identities.tokens(),
+        "Revoke": lambda request, who, role: service.identities.revoke(request, str(who)),
+        "Reinstate": lambda request, who, role: service.identities.reinstate(request, str(who)),
+        "Revocations": lambda request, who, role: service.identities.revocations(),
     }
 
 
-def handlers(service: GridService, trust_domain: str) -> grpc.GenericRpcHandler:
-    """One handler per RPC of the service's descriptor. Raises ``KeyError`` for an RPC without a role or an answer."""
-    unary = answers(service)
-    streams: dict[str, Stream] = {"Watch": service.watch, "Samples": service.samples}
-    table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    for method in GRID.methods:
-        NEEDS[method.name]
-        request: Any = getattr(api_pb2, method.input_type.name)
-        response: Any = getattr(api_pb2, method.output_type.name)
-        if method.server_streaming:
-            handler: Any = grpc.unary_stream_rpc_method_handler
-            behaviour: Any = _streaming(method.name, streams[method.name], trust_domain)
+MOST_TENANTS = 64
+"""Sets of namespaces whose part of the grid is kept ready."""
+
+
+class Desk:
+    """Answers calls: who asks, may they, how fast, from which part of the grid, and what is written down of refusals.
+
+    ``certified``: callers are known by certificates, else by bearer tokens."""
+
+    def __init__(self, views: Views, acts: Acts, guards: Guards, clock: Clock, rng: Rng) -> None:
+        self._views = views
+        self._acts = acts
+        self._guards = guards
+        self._clock = clock
+        self._rng = rng
+        self._whole = GridService(views, acts, clock, rng)
+        self._tenants: OrderedDict[tuple[str, ...], GridService] = OrderedDict()
+
+    def handlers(self, certified: bool) -> grpc.GenericRpcHandler:
+        """One handler per RPC of the service's descriptor. Raises ``KeyError`` for an RPC without a role or an
+        answer."""
+        known = answers(self._whole)
+        table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in GRID.methods:
+            NEEDS[method.name]
+            request: Any = getattr(api_pb2, method.input_type.name)
+            response: Any = getattr(api_pb2, method.output_type.name)
+            if method.server_streaming:
+                streams(self._whole)[method.name]
+                handler: Any = grpc.unary_stream_rpc_method_handler
+                behaviour: Any = self._streaming(method.name, certified)
+            else:
+                known[method.name]
+                handler = grpc.unary_unary_rpc_method_handler
+                behaviour = self._unary(method.name, certified)
+            table[method.name] = handler(
+                behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+            )
+        return grpc.method_handlers_generic_handler(GRID.full_name, table)
+
+    def _service(self, identity: Identity) -> GridService:
+        """The whole grid, or a tenant's part of it."""
+        if identity.role is not UserRole.JOB_OWNER:
+            return self._whole
+        namespaces = identity.namespaces
+        service = self._tenants.get(namespaces)
+        if service is None:
+            service = GridService(TenantViews(self._views, namespaces), self._acts, self._clock, self._rng)
+            self._tenants[namespaces] = service
+            if len(self._tenants) > MOST_TENANTS:
+                self._tenants.popitem(last=False)
+        self._tenants.move_to_end(namespaces)
+        return service
+
+    async def _admitted(self, rpc: str, request: Any, caller: Caller) -> tuple[GridService, UserRole, Any]:
+        """Raises ``Refusal``."""
+        identity = caller.identity
+        role = authorise(rpc, identity)
+        buckets = self._guards.reads if NEEDS[rpc] is UserRole.VIEWER else self._guards.acts
+        wait_ms = buckets.admit(str(caller))
+        if wait_ms:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{caller} asks too often; try {rpc} again in {wait_ms} ms"
+            )
+        if role is UserRole.JOB_OWNER:
+            request = checked_request(rpc, request, identity.namespaces, self._views)
+        return self._service(identity), role, request
+
+    async def _caller(self, context: Context, certified: bool) -> Caller:
+        gate = self._guards.gate
+        return gate.certified(context) if certified else await gate.borne(context)
+
+    def _unary(self, rpc: str, certified: bool) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            who = ""
+            ORIGIN.set(host_of(context.peer()))
+            try:
+                caller = await self._caller(context, certified)
+                who = str(caller)
+                service, role, request = await self._admitted(rpc, request, caller)
+                return await answers(service)[rpc](request, caller.identity, role)
+            except (Refusal, StoreError, JobLogUnavailable, CorruptRecord) as error:
+                await self._end(rpc, request, who, context, error)
+
+        return call
+
+    def _streaming(self, rpc: str, certified: bool) -> Callable[[Any, Context], AsyncGenerator[Any, None]]:
+        async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+            who = ""
+            ORIGIN.set(host_of(context.peer()))
+            try:
+                caller = await self._caller(context, certified)
+                who = str(caller)
+                service, _, request = await self._admitted(rpc, request, caller)
+                with self._guards.streams.one(who):
+                    async with aclosing(streams(service)[rpc](request)) as events:
+                        async for event in events:
+                            # A stream says something at least every two seconds, so this ends it within that time.
+                            trouble = self._guards.gate.trouble(caller)
+                            if trouble:
+                                raise Refusal(grpc.StatusCode.UNAUTHENTICATED, trouble)
+                            yield event
+            except TooMany as error:
+                await self._end(rpc, request, who, context, Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)))
+            except (Refusal, StoreError) as error:
+                await self._end(rpc, request, who, context, error)
+
+        return call
+
+    async def _end(self, rpc: str, request: Any, who: str, context: Context, error: Exception) -> NoReturn:
+        code, message = status_of(error)
+        if isinstance(error, Refusal) and (code in TURNED_AWAY or NEEDS[rpc] is not UserRole.VIEWER):
+            trace = self._guards.book.note(who or "?", ORIGIN.get(), f"api.{rpc}", subject_of(request), message)
+            log.warning("refused %s to %s at %s, trace %s: %s", rpc, who or "?", context.peer(), trace, message)
         else:
-            handler = grpc.unary_unary_rpc_method_handler
-            behaviour = _unary(method.name, unary[method.name], trust_domain)
-        table[method.name] = handler(
-            behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-        )
-    return grpc.method_handlers_generic_handler(GRID.full_name, table)
+            log.info("%s by %s ended in %s: %s", rpc, who or "?", code.name, message)
+        await context.abort(code, message)
 
 
-def _caller(rpc: str, context: Context, trust_domain: str) -> tuple[Identity, UserRole]:
-    try:
-        identity = peer_identity(context.auth_context(), trust_domain)
-    except BadIdentity as error:
-        raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
-    return identity, authorise(rpc, identity)
+TURNED_AWAY = frozenset(
+    {
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""Refusals that are written down whatever was asked; of acts, every refusal is."""
+SUBJECTS = ("target", "name", "job", "id", "region")
 
 
-def _unary(rpc: str, answer: Answer, trust_domain: str) -> Callable[[Any, Context], Awaitable[Any]]:
-    async def call(request: Any, context: Context) -> Any:
-        who = "?"
-        try:
-            identity, role = _caller(rpc, context, trust_domain)
-            who = str(identity)
-            return await answer(request, identity, role)
-        except (Refusal, StoreError, JobLogUnavailable, CorruptRecord) as error:
-            await _end(rpc, who, context, error)
-
-    return call
-
-
-def _streaming(rpc: str, stream: Stream, trust_domain: str) -> Callable[[Any, Context], AsyncGenerator[Any, None]]:
-    async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-        who = "?"
-        try:
-            identity, _ = _caller(rpc, context, trust_domain)
-            who = str(identity)
-            async with aclosing(stream(request)) as events:
-                async for event in events:
-                    yield event
-        except (Refusal, StoreError) as error:
-            await _end(rpc, who, context, error)
-
-    return call
-
-
-async def _end(rpc: str, who: str, context: Context, error: Exception) -> NoReturn:
-    code, message = status_of(error)
-    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
-        log.warning("refused %s to %s at %s: %s", rpc, who, context.peer(), message)
-    else:
-        log.info("%s by %s ended in %s: %s", rpc, who, code.name, message)
-    await context.abort(code, message)
+def subject_of(request: Any) -> str:
+    """What a request is about, as it says; at most 200 characters."""
+    if isinstance(request, api_pb2.SubmitJobRequest):
+        return f"job/{request.spec.name[:100]}"
+    for field in SUBJECTS:
+        value = getattr(request, field, "")
+        if isinstance(value, str) and value:
+            return value[:200]
+    return ""
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from controlplane.security.origin import ORIGIN
 from controlplane.shell.mirror import Mirror
 from gridkeeper import codec, tracing
 from gridkeeper.decision import Decision, Put
@@ -119,6 +120,7 @@ class Applier:
             revision=self._mirror.revision,
             evidence=decision.evidence,
             trace=decision.trace,
+            origin=ORIGIN.get(),
         )
 
     async def _settle(self, decision: Decision, ops: list[Op], audit_key: str) -> Revision:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 
 import gridkeeper
 from controlplane.domain.fleet import NEVER_MS, FleetTable
+from controlplane.rpc.refusal import Refusal
 from controlplane.rpc.sources import (
     DeviceTelemetry,
     HistoryItem,
@@ -30,12 +32,14 @@ from controlplane.shell.mirror import Mirror
 from controlplane.shell.policies import PolicyInForce
 from controlplane.shell.states import global_state, region_state
 from gridkeeper import codec
-from gridkeeper.decision import Decision, Now
+from gridkeeper.decision import Decision, Now, Versioned
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId, Revision
 from gridkeeper.keys import GLOBAL_KINDS, KEYS, RegionKeys
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.link import LinkClosed
-from gridkeeper.ports.store import Store
+from gridkeeper.ports.store import PutOp, Store
+from gridkeeper.records.books import AuditRecord
+from gridkeeper.records.identity import RevocationRecord
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 from gridkeeper.telemetry import METRICS
 
@@ -148,6 +152,22 @@ class FrontDoor:
         revision = await self._world_applier.apply(decision, actor, None)
         await self._world_applier.caught_up(revision)
         return revision
+
+    async def record(self, entries: Sequence[AuditRecord]) -> None:
+        """Entries of the audit trail of which nothing else is written. Raises the store's errors."""
+        keys = RegionKeys(self._region)
+        puts = [PutOp(keys.audit(entry.id), codec.encode(entry)) for entry in entries]
+        await self._stores["region"].txn([], puts)
+
+    def revoked(self, target: str) -> str:
+        """Why ``target`` may not come in; "": nothing is known against it. Raises ``Refusal`` while that cannot be
+        known."""
+        if not self._local.loaded:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "this replica has not read its region's store yet; try again")
+        if RegionKeys(self._region).revocation(target) in self._local.suspect:
+            return "the record of it does not decode; revoke or reinstate it again"
+        held: Versioned[RevocationRecord] | None = self._local.newest("revocations", target)
+        return held.record.reason if held else ""
 
     async def job_log(self, job: JobId, tail_bytes: int) -> tuple[NodeId, bytes]:
         owner = self.world().ownership.get(job)

@@ -69,6 +69,8 @@ def region_state(region: RegionId, mirror: Records) -> RegionState:
         slo_hours=kind("slo-hours"),
         slo_alerts=kind("slo-alerts"),
         suspect_keys=mirror.suspect,
+        revocations=kind("revocations"),
+        tokens=kind("tokens"),
         memo=mirror.memo,
     )
 

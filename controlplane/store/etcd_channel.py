@@ -62,8 +62,17 @@ class Endpoint:
         return self.channel.get_state(try_to_connect=True)
 
 
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+
+
 def _target(endpoint: str, *, secure: bool) -> str:
     scheme, mark, rest = endpoint.partition("://")
+    host = (rest if mark else endpoint).rstrip("/").rpartition(":")[0]
+    if not secure and host not in LOOPBACK:
+        raise StoreError(
+            f"store.endpoints: {endpoint!r} would be reached in the clear; configure store.tls (without it only "
+            f"{', '.join(LOOPBACK)} are connected to)"
+        )
     if not mark:
         return endpoint
     if scheme not in ("http", "https"):

@@ -44,13 +44,22 @@ def init(directory: Path, trust_domain: str) -> int:
 @directory_option
 @click.option("--region", default="", help="Of a node or replica.")
 @click.option("--role", type=click.Choice([str(role) for role in UserRole]), help="Of a user.")
+@click.option("--namespace", default="", help="Of a user with the role job-owner.")
 @click.option("--host", "hosts", multiple=True, help="DNS name or address of a replica or store; may be repeated.")
 @click.option(
     "--days", type=click.IntRange(1, CA_DAYS), default=LEAF_DAYS, show_default=True, help="Valid for so long."
 )
 @click.option("--out", type=FOLDER, default=Path("."), help="Where to. Default: the current directory.")
 def issue(
-    kind: str, name: str, directory: Path, region: str, role: str | None, hosts: tuple[str, ...], days: int, out: Path
+    kind: str,
+    name: str,
+    directory: Path,
+    region: str,
+    role: str | None,
+    namespace: str,
+    hosts: tuple[str, ...],
+    days: int,
+    out: Path,
 ) -> int:
     """Issue a certificate and its key (0600).
 
@@ -59,29 +68,33 @@ def issue(
       gridkeeper ca issue replica east-r1 --region east --host cp1.example.com
       gridkeeper ca issue node gpu-host-7 --region east
       gridkeeper ca issue user ann --role operator
+      gridkeeper ca issue user bob --role job-owner --namespace vision
     """
     if (kind in ("node", "replica")) != bool(region):
         raise click.UsageError("--region: give it for a node or replica, and only for those")
     if (kind == "user") != bool(role):
         raise click.UsageError("--role: give it for a user, and only for users")
 
+    if (role == UserRole.JOB_OWNER) != bool(namespace):
+        raise click.UsageError("--namespace: give it for the role job-owner, and only for that")
+
     def work() -> TlsFiles:
         authority = CertificateAuthority.load(directory, SystemClock())
-        return authority.issue(_identity(kind, name, region, role), out, hosts, days)
+        return authority.issue(_identity(kind, name, region, role, namespace), out, hosts, days)
 
     files = _checked(work)
     print(f"{files.certificate} and {files.key}: valid for {days} days; use them with {files.authority}")
     return 0
 
 
-def _identity(kind: str, name: str, region: str, role: str | None) -> Identity:
+def _identity(kind: str, name: str, region: str, role: str | None, namespace: str) -> Identity:
     match kind:
         case "node":
             return spiffe.node(region, name)
         case "replica":
             return spiffe.replica(region, name)
         case "user":
-            return spiffe.user(name, role or "")
+            return spiffe.user(name, role or "", namespace)
     return spiffe.store(name)
 
 

@@ -264,6 +264,7 @@ COLUMNS: dict[int, tuple[Column, ...]] = {
         Column("RESULT", lambda o, now: o.audit.result, state=True),
         Column("NAME", _name, wide=True),
         Column("REVISION", lambda o, now: str(o.audit.revision), wide=True),
+        Column("FROM", lambda o, now: or_dash(o.audit.origin), wide=True),
         Column("TRACE", lambda o, now: or_dash(o.audit.trace), wide=True),
         Column("SENTENCE", lambda o, now: o.audit.sentence),
     ),

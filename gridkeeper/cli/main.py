@@ -40,6 +40,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("gridkeeper.cli.daemons:demo", "Two stories of faults, played and checked."),
     "agent": ("gridkeeper.cli.daemons:agent", "Run a node's agent."),
     "controlplane": ("gridkeeper.cli.daemons:controlplane", "Run a replica of a region's control plane."),
+    "join-token": ("gridkeeper.cli.identity:join_token", "Tokens with which new hosts get a certificate."),
+    "join": ("gridkeeper.cli.join:join", "Get this host its first certificate."),
+    "identity": ("gridkeeper.cli.identity:identity", "Revoke identities and certificates."),
     "ca": ("gridkeeper.cli.ca:ca", "Certificates from a built-in authority."),
     "version": ("gridkeeper.cli.about:version", "The version of this program."),
 }

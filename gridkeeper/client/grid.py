@@ -15,6 +15,7 @@ from gridkeeper.client import fanout, follow, ledger, samples, settlements
 from gridkeeper.client.answers import Act, Explained, Listing, ReplicaStatus, SlaListing
 from gridkeeper.client.changes import Change
 from gridkeeper.client.errors import ClientError, Incomplete, InvalidRequest, NotFound, Unreachable, from_rpc
+from gridkeeper.client.identities import Identities
 from gridkeeper.client.replicas import Patience, Replicas
 from gridkeeper.clock import SystemClock
 from gridkeeper.config import ClientConfig
@@ -36,6 +37,16 @@ LIST_ATTEMPTS = 4
 """A page token is bound to one replica's snapshot: when that is gone, the listing begins anew."""
 
 
+def _credentials(config: ClientConfig) -> grpc.ChannelCredentials:
+    """Raises ``TlsError``."""
+    from gridkeeper.identity.bearer import bearer_credentials
+    from gridkeeper.identity.tls import channel_credentials, entry_credentials
+
+    if not config.token_file:
+        return channel_credentials(config.tls)
+    return grpc.composite_channel_credentials(entry_credentials(config.tls), bearer_credentials(config.token_file))
+
+
 class GridClient:
     """Use as ``async with GridClient(config) as grid:`` inside a running event loop.
 
@@ -52,12 +63,11 @@ class GridClient:
         if not config.regions:
             raise InvalidRequest("regions: the client configuration names none; add one with its addresses")
         if credentials is None:
-            from gridkeeper.identity.tls import channel_credentials
-
-            credentials = channel_credentials(config.tls)
+            credentials = _credentials(config)
         self._clock = clock or SystemClock()
         self._all = tuple(Replicas(region, credentials, patience or Patience()) for region in config.regions)
         self._regions: dict[RegionId, Replicas] = {replicas.region: replicas for replicas in self._all}
+        self.identities = Identities(self._regions)
 
     async def __aenter__(self) -> GridClient:
         return self

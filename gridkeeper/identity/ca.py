@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from gridkeeper.config import TlsFiles
 from gridkeeper.identity.files import TlsError, read_pem, write_pem
 from gridkeeper.identity.spiffe import SCHEME, BadIdentity, Identity, Kind, checked_trust_domain, format_uri
+from gridkeeper.identity.wallet import pem_of
 from gridkeeper.ports.clock import Clock
 
 CA_CERTIFICATE = "ca.crt"
@@ -81,7 +82,7 @@ class CertificateAuthority:
             )
             .sign(key, hashes.SHA256())
         )
-        write_pem(directory / CA_KEY, _key_pem(key), secret=True)
+        write_pem(directory / CA_KEY, pem_of(key), secret=True)
         write_pem(directory / CA_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
         return cls(directory, certificate, key, clock)
 
@@ -120,27 +121,49 @@ class CertificateAuthority:
         """Write ``<stem>.crt`` and ``<stem>.key`` (0600) into ``directory``, replacing older ones. ``hosts``: DNS names
         and addresses under which a replica or store member is reached, besides localhost. ``stem``: default
         ``<kind>-<name>``. Raises ``CaError``, ``BadIdentity``."""
-        serves = identity.kind in (Kind.REPLICA, Kind.STORE)
         hosts = tuple(hosts)
-        if hosts and not serves:
+        if hosts and not _serves(identity):
             raise CaError(f"hosts: {hosts[0]!r} is given, but a {identity.kind} is not connected to; leave it out")
         if not 1 <= days <= CA_DAYS:
             raise CaError(f"days: {days} is not between 1 and {CA_DAYS}")
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self.sign(identity, key.public_key(), datetime.timedelta(days=days), hosts)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stem = stem or f"{identity.kind}-{identity.name}"
+        if os.sep in stem:
+            raise CaError(f"stem: {stem!r} has a {os.sep!r} in it; give a file name without one")
+        write_pem(directory / f"{stem}.key", pem_of(key), secret=True)
+        write_pem(directory / f"{stem}.crt", certificate)
+        return TlsFiles(
+            certificate=str(directory / f"{stem}.crt"),
+            key=str(directory / f"{stem}.key"),
+            authority=str(self.authority),
+        )
+
+    def sign(
+        self,
+        identity: Identity,
+        key: ec.EllipticCurvePublicKey,
+        life: datetime.timedelta,
+        hosts: Iterable[str] = (),
+    ) -> bytes:
+        """A certificate in PEM for a key that somebody else may hold. Raises ``CaError``, ``BadIdentity``."""
         uri = format_uri(identity, self.trust_domain)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
-        if serves:
+        if _serves(identity):
             names += [_general_name(host) for host in dict.fromkeys((*LOCAL_HOSTS, *hosts))]
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if serves or identity.kind is Kind.NODE:  # a node answers its peers' probes; without a host name to pose as
-            uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
-        key = ec.generate_private_key(ec.SECP256R1())
+        if _serves(identity) or identity.kind is Kind.NODE:
+            uses.append(
+                ExtendedKeyUsageOID.SERVER_AUTH
+            )  # a node answers its peers' probes, with no host name to pose as
         start = _now(self._clock)
-        end = min(start + datetime.timedelta(days=days), self._certificate.not_valid_after_utc)
+        end = min(start + life, self._certificate.not_valid_after_utc)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name)]))
             .issuer_name(self._certificate.subject)
-            .public_key(key.public_key())
+            .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(start - BACKDATE)
             .not_valid_after(end)
@@ -148,31 +171,19 @@ class CertificateAuthority:
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stem = stem or f"{identity.kind}-{identity.name}"
-        if os.sep in stem:
-            raise CaError(f"stem: {stem!r} has a {os.sep!r} in it; give a file name without one")
-        write_pem(directory / f"{stem}.key", _key_pem(key), secret=True)
-        write_pem(directory / f"{stem}.crt", certificate.public_bytes(serialization.Encoding.PEM))
-        return TlsFiles(
-            certificate=str(directory / f"{stem}.crt"),
-            key=str(directory / f"{stem}.key"),
-            authority=str(self.authority),
-        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _serves(identity: Identity) -> bool:
+    return identity.kind in (Kind.REPLICA, Kind.STORE)
 
 
 def _now(clock: Clock) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(clock.wall_ms() // 1000, datetime.UTC)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def _usage(signs_certificates: bool) -> x509.KeyUsage:

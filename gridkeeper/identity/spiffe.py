@@ -3,6 +3,7 @@
 spiffe://<trust domain>/region/<region>/node/<node>          an agent
 spiffe://<trust domain>/region/<region>/replica/<replica>    a control-plane replica
 spiffe://<trust domain>/role/<role>/user/<name>              a person or a program that uses the API
+spiffe://<trust domain>/role/job-owner/namespace/<namespace>/user/<name>   one who sees and moves a tenant's jobs only
 spiffe://<trust domain>/store/<name>                         a member or a client of an etcd cluster
 """
 
@@ -35,21 +36,25 @@ class Kind(enum.StrEnum):
 
 
 class UserRole(enum.StrEnum):
-    """What a user may do; each includes the ones before it."""
+    """What a user may do. Viewer, operator and admin each include the ones before; a job owner has the jobs of some
+    namespaces and nothing else."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
+    JOB_OWNER = "job-owner"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """``region`` is "" unless the kind is NODE or REPLICA; ``role`` is None unless it is USER."""
+    """``region`` is "" unless the kind is NODE or REPLICA; ``role`` is None unless it is USER; ``namespaces`` are those
+    of a job owner, empty for anybody else."""
 
     kind: Kind
     region: RegionId
     name: str
     role: UserRole | None = None
+    namespaces: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """For logs and the audit trail: ``user/ann``, ``node/east/east-1``."""
@@ -66,9 +71,9 @@ def replica(region: str, name: str) -> Identity:
     return _checked(Kind.REPLICA, name, region=region)
 
 
-def user(name: str, role: str) -> Identity:
-    """Raises ``BadIdentity``."""
-    return _checked(Kind.USER, name, role=role)
+def user(name: str, role: str, namespace: str = "") -> Identity:
+    """``namespace``: of a job owner. Raises ``BadIdentity``."""
+    return _checked(Kind.USER, name, role=role, namespaces=(namespace,) if namespace else ())
 
 
 def store(name: str) -> Identity:
@@ -87,13 +92,16 @@ def checked_trust_domain(value: str) -> str:
 
 def format_uri(identity: Identity, trust_domain: str) -> str:
     """The URI that goes into the certificate. Raises ``BadIdentity``."""
-    identity = _checked(identity.kind, identity.name, identity.region, identity.role or "")
+    identity = _checked(identity.kind, identity.name, identity.region, identity.role or "", identity.namespaces)
+    if len(identity.namespaces) > 1:
+        raise BadIdentity(f"namespaces: a certificate has one, not {len(identity.namespaces)}; issue one for each")
     start = SCHEME + checked_trust_domain(trust_domain)
     match identity.kind:
         case Kind.NODE | Kind.REPLICA:
             return f"{start}/region/{identity.region}/{identity.kind}/{identity.name}"
         case Kind.USER:
-            return f"{start}/role/{identity.role}/user/{identity.name}"
+            tenant = "".join(f"/namespace/{namespace}" for namespace in identity.namespaces)
+            return f"{start}/role/{identity.role}{tenant}/user/{identity.name}"
         case Kind.STORE:
             return f"{start}/store/{identity.name}"
 
@@ -118,15 +126,18 @@ def parse_uri(uri: str, trust_domain: str) -> Identity:
             return _checked(Kind.REPLICA, name, region=region)
         case ["role", role, "user", name]:
             return _checked(Kind.USER, name, role=role)
+        case ["role", role, "namespace", namespace, "user", name]:
+            return _checked(Kind.USER, name, role=role, namespaces=(namespace,))
         case ["store", name]:
             return _checked(Kind.STORE, name)
     raise BadIdentity(
         f"path {'/' + path[:120]!r} names nobody; expected /region/<region>/node/<node>, "
-        "/region/<region>/replica/<replica>, /role/<role>/user/<name> or /store/<name>"
+        "/region/<region>/replica/<replica>, /role/<role>/user/<name>, "
+        "/role/job-owner/namespace/<namespace>/user/<name> or /store/<name>"
     )
 
 
-def _checked(kind: Kind, name: str, region: str = "", role: str = "") -> Identity:
+def _checked(kind: Kind, name: str, region: str = "", role: str = "", namespaces: tuple[str, ...] = ()) -> Identity:
     try:
         checked_name(kind, name)
         if kind in (Kind.NODE, Kind.REPLICA):
@@ -135,12 +146,26 @@ def _checked(kind: Kind, name: str, region: str = "", role: str = "") -> Identit
             raise BadIdentity(f"region: {region[:80]!r} is given, but the identity of a {kind} has none")
     except BadName as error:
         raise BadIdentity(str(error)) from None
-    if kind is not Kind.USER:
-        if role:
-            raise BadIdentity(f"role: {role[:80]!r} is given, but only a user has one")
-        return Identity(kind, RegionId(region), name)
+    if kind is Kind.USER:
+        return Identity(kind, RegionId(""), name, *checked_role(role, namespaces))
+    if role or namespaces:
+        raise BadIdentity(f"role: {role[:80]!r} is given, but only a user has one")
+    return Identity(kind, RegionId(region), name)
+
+
+def checked_role(role: str, namespaces: tuple[str, ...]) -> tuple[UserRole, tuple[str, ...]]:
+    """A role with the namespaces that it is for: some for a job owner, none for anybody else. Raises
+    ``BadIdentity``."""
     try:
-        return Identity(kind, RegionId(""), name, UserRole(role))
+        known = UserRole(role)
+        for namespace in namespaces:
+            checked_name("namespace", namespace)
+    except BadName as error:
+        raise BadIdentity(str(error)) from None
     except ValueError:
         roles = ", ".join(UserRole)
         raise BadIdentity(f"role: {role[:80]!r} is none; use one of {roles}") from None
+    if (known is UserRole.JOB_OWNER) != bool(namespaces):
+        remedy = "name one" if known is UserRole.JOB_OWNER else "leave it out: only a job-owner has one"
+        raise BadIdentity(f"namespace: {', '.join(namespaces)[:80]!r} for the role {known}; {remedy}")
+    return known, namespaces

@@ -16,7 +16,7 @@ from gridkeeper.config import TlsFiles
 from gridkeeper.identity.files import InsecureKey, TlsError, read_pem
 from gridkeeper.identity.spiffe import BadIdentity, Identity, parse_uri
 
-__all__ = ["InsecureKey", "TlsError", "channel_credentials", "peer_identity", "server_credentials"]
+__all__ = ["InsecureKey", "TlsError", "channel_credentials", "entry_credentials", "peer_identity", "server_credentials"]
 
 log = logging.getLogger("gridkeeper.tls")
 
@@ -53,11 +53,17 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(root_certificates=authority, private_key=key, certificate_chain=certificate)
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """For a server that requires a certificate of its clients. Renewed files are picked up at the next handshake; files
-    that cannot be used are logged, and the old ones stay in force. Raises ``TlsError``, ``InsecureKey``."""
+def entry_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    """For a client without a certificate: it only checks the server's. Raises ``TlsError``."""
+    return grpc.ssl_channel_credentials(root_certificates=read_pem("tls.authority", files.authority))
+
+
+def server_credentials(files: TlsFiles, *, clients: bool = True) -> grpc.ServerCredentials:
+    """For a server that requires a certificate of its clients (``clients`` False: takes none). Renewed files are picked
+    up at the next handshake; files that cannot be used are logged, and the old ones stay in force. Raises ``TlsError``,
+    ``InsecureKey``."""
     fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], _Reload(files))  # the stubs forget None
-    return grpc.dynamic_ssl_server_credentials(_configuration(files), fetch, require_client_authentication=True)
+    return grpc.dynamic_ssl_server_credentials(_configuration(files), fetch, require_client_authentication=clients)
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:

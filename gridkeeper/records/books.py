@@ -71,6 +71,7 @@ class AuditRecord:
     revision: int  # store revision it was decided on
     evidence: tuple[str, ...]
     trace: str
+    origin: str = ""  # the address that the call came from; "": the machine's own decision
 
 
 @dataclass(frozen=True, slots=True)

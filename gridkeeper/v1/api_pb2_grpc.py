@@ -189,6 +189,36 @@ class GridStub:
                 request_serializer=gridkeeper_dot_v1_dot_api__pb2.SettlementRequest.SerializeToString,
                 response_deserializer=gridkeeper_dot_v1_dot_api__pb2.SettlementResponse.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/gridkeeper.v1.Grid/CreateJoinToken',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokenRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokenResponse.FromString,
+                _registered_method=True)
+        self.CancelJoinToken = channel.unary_unary(
+                '/gridkeeper.v1.Grid/CancelJoinToken',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.JoinTokens = channel.unary_unary(
+                '/gridkeeper.v1.Grid/JoinTokens',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokensRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokensResponse.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/gridkeeper.v1.Grid/Revoke',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Reinstate = channel.unary_unary(
+                '/gridkeeper.v1.Grid/Reinstate',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Revocations = channel.unary_unary(
+                '/gridkeeper.v1.Grid/Revocations',
+                request_serializer=gridkeeper_dot_v1_dot_api__pb2.RevocationsRequest.SerializeToString,
+                response_deserializer=gridkeeper_dot_v1_dot_api__pb2.RevocationsResponse.FromString,
+                _registered_method=True)
 
 
 class GridServicer:
@@ -392,6 +422,44 @@ class GridServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJoinToken(self, request, context):
+        """A token with which one host may join this region; it is told once, here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJoinToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JoinTokens(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Of an identity (node/<region>/<node>, user/<name>) or a certificate (serial/<hex>): in this region, from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reinstate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revocations(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -549,6 +617,36 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.Settlement,
                     request_deserializer=gridkeeper_dot_v1_dot_api__pb2.SettlementRequest.FromString,
                     response_serializer=gridkeeper_dot_v1_dot_api__pb2.SettlementResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokenRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokenResponse.SerializeToString,
+            ),
+            'CancelJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJoinToken,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'JoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinTokens,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokensRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.JoinTokensResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'Reinstate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reinstate,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.ActResponse.SerializeToString,
+            ),
+            'Revocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revocations,
+                    request_deserializer=gridkeeper_dot_v1_dot_api__pb2.RevocationsRequest.FromString,
+                    response_serializer=gridkeeper_dot_v1_dot_api__pb2.RevocationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1388,6 +1486,168 @@ class Grid:
             '/gridkeeper.v1.Grid/Settlement',
             gridkeeper_dot_v1_dot_api__pb2.SettlementRequest.SerializeToString,
             gridkeeper_dot_v1_dot_api__pb2.SettlementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/CreateJoinToken',
+            gridkeeper_dot_v1_dot_api__pb2.JoinTokenRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.JoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/CancelJoinToken',
+            gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/JoinTokens',
+            gridkeeper_dot_v1_dot_api__pb2.JoinTokensRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.JoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Revoke',
+            gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reinstate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Reinstate',
+            gridkeeper_dot_v1_dot_api__pb2.ObjectRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridkeeper.v1.Grid/Revocations',
+            gridkeeper_dot_v1_dot_api__pb2.RevocationsRequest.SerializeToString,
+            gridkeeper_dot_v1_dot_api__pb2.RevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

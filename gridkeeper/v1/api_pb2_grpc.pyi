@@ -74,6 +74,14 @@ class GridStub:
     RetractExclusion: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
     Settlement: _grpc.UnaryUnaryMultiCallable[_api_pb2.SettlementRequest, _api_pb2.SettlementResponse]
     """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads."""
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_api_pb2.JoinTokenRequest, _api_pb2.JoinTokenResponse]
+    """A token with which one host may join this region; it is told once, here."""
+    CancelJoinToken: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
+    JoinTokens: _grpc.UnaryUnaryMultiCallable[_api_pb2.JoinTokensRequest, _api_pb2.JoinTokensResponse]
+    Revoke: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
+    """Of an identity (node/<region>/<node>, user/<name>) or a certificate (serial/<hex>): in this region, from now on."""
+    Reinstate: _grpc.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]
+    Revocations: _grpc.UnaryUnaryMultiCallable[_api_pb2.RevocationsRequest, _api_pb2.RevocationsResponse]
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -121,6 +129,14 @@ class GridAsyncStub(GridStub):
     RetractExclusion: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
     Settlement: _aio.UnaryUnaryMultiCallable[_api_pb2.SettlementRequest, _api_pb2.SettlementResponse]  # type: ignore[assignment]
     """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads."""
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_api_pb2.JoinTokenRequest, _api_pb2.JoinTokenResponse]  # type: ignore[assignment]
+    """A token with which one host may join this region; it is told once, here."""
+    CancelJoinToken: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    JoinTokens: _aio.UnaryUnaryMultiCallable[_api_pb2.JoinTokensRequest, _api_pb2.JoinTokensResponse]  # type: ignore[assignment]
+    Revoke: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    """Of an identity (node/<region>/<node>, user/<name>) or a certificate (serial/<hex>): in this region, from now on."""
+    Reinstate: _aio.UnaryUnaryMultiCallable[_api_pb2.ObjectRequest, _api_pb2.ActResponse]  # type: ignore[assignment]
+    Revocations: _aio.UnaryUnaryMultiCallable[_api_pb2.RevocationsRequest, _api_pb2.RevocationsResponse]  # type: ignore[assignment]
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -351,5 +367,49 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.SettlementResponse, _abc.Awaitable[_api_pb2.SettlementResponse]]:
         """What settles the two sides of a contract: exclusions, closed months, adjustments, signed heads."""
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _api_pb2.JoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.JoinTokenResponse, _abc.Awaitable[_api_pb2.JoinTokenResponse]]:
+        """A token with which one host may join this region; it is told once, here."""
+
+    @_abc_1.abstractmethod
+    def CancelJoinToken(
+        self,
+        request: _api_pb2.ObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def JoinTokens(
+        self,
+        request: _api_pb2.JoinTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.JoinTokensResponse, _abc.Awaitable[_api_pb2.JoinTokensResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _api_pb2.ObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]:
+        """Of an identity (node/<region>/<node>, user/<name>) or a certificate (serial/<hex>): in this region, from now on."""
+
+    @_abc_1.abstractmethod
+    def Reinstate(
+        self,
+        request: _api_pb2.ObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ActResponse, _abc.Awaitable[_api_pb2.ActResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Revocations(
+        self,
+        request: _api_pb2.RevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.RevocationsResponse, _abc.Awaitable[_api_pb2.RevocationsResponse]]: ...
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

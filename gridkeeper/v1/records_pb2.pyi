@@ -2909,6 +2909,7 @@ class AuditRecord(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     at_ms: _builtins.int
     actor: _builtins.str
@@ -2918,6 +2919,7 @@ class AuditRecord(_message.Message):
     result: _builtins.str
     revision: _builtins.int
     trace: _builtins.str
+    origin: _builtins.str
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -2933,10 +2935,11 @@ class AuditRecord(_message.Message):
         revision: _builtins.int = ...,
         evidence: _abc.Iterable[_builtins.str] | None = ...,
         trace: _builtins.str = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at_ms", b"at_ms", "evidence", b"evidence", "id", b"id", "object", b"object", "result", b"result", "revision", b"revision", "sentence", b"sentence", "trace", b"trace", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at_ms", b"at_ms", "evidence", b"evidence", "id", b"id", "object", b"object", "origin", b"origin", "result", b"result", "revision", b"revision", "sentence", b"sentence", "trace", b"trace", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3294,3 +3297,80 @@ class SloAlertRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SloAlertRecord: _TypeAlias = SloAlertRecord  # noqa: Y015
+
+@_typing.final
+class RevocationRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REVOKED_BY_FIELD_NUMBER: _builtins.int
+    REVOKED_MS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    reason: _builtins.str
+    revoked_by: _builtins.str
+    revoked_ms: _builtins.int
+    trace: _builtins.str
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        revoked_by: _builtins.str = ...,
+        revoked_ms: _builtins.int = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "revoked_by", b"revoked_by", "revoked_ms", b"revoked_ms", "target", b"target", "trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevocationRecord: _TypeAlias = RevocationRecord  # noqa: Y015
+
+@_typing.final
+class JoinTokenRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    USED_BY_FIELD_NUMBER: _builtins.int
+    USED_MS_FIELD_NUMBER: _builtins.int
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    digest: _builtins.str
+    node: _builtins.str
+    created_by: _builtins.str
+    created_ms: _builtins.int
+    expires_ms: _builtins.int
+    used_by: _builtins.str
+    used_ms: _builtins.int
+    key_digest: _builtins.str
+    trace: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        node: _builtins.str = ...,
+        created_by: _builtins.str = ...,
+        created_ms: _builtins.int = ...,
+        expires_ms: _builtins.int = ...,
+        used_by: _builtins.str = ...,
+        used_ms: _builtins.int = ...,
+        key_digest: _builtins.str = ...,
+        trace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_by", b"created_by", "created_ms", b"created_ms", "digest", b"digest", "expires_ms", b"expires_ms", "id", b"id", "key_digest", b"key_digest", "node", b"node", "trace", b"trace", "used_by", b"used_by", "used_ms", b"used_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinTokenRecord: _TypeAlias = JoinTokenRecord  # noqa: Y015

@@ -16,7 +16,7 @@ from gridkeeper.timings import Timings
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text()
 TABLES = (config.AgentConfig, config.ControlPlaneConfig, config.ClientConfig, config.TlsFiles, config.StoreConfig,
-          Timings)  # fmt: skip
+          config.LimitsConfig, config.BearerConfig, Timings)  # fmt: skip
 SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands, config.SlurmHost)
 
 

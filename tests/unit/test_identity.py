@@ -29,7 +29,8 @@ names = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", fullmatch=True)
 identities = st.one_of(
     st.builds(spiffe.node, names, names),
     st.builds(spiffe.replica, names, names),
-    st.builds(spiffe.user, names, st.sampled_from(UserRole)),
+    st.builds(spiffe.user, names, st.sampled_from([UserRole.VIEWER, UserRole.OPERATOR, UserRole.ADMIN])),
+    st.builds(spiffe.user, names, st.just(UserRole.JOB_OWNER), names),
     st.builds(spiffe.store, names),
 )
 
@@ -65,6 +66,13 @@ def test_text_from_outside_is_an_identity_or_a_clear_error(text: str) -> None:
         ("spiffe://grid.test/region/east/node/A", "node: 'A'"),
         ("spiffe://grid.test/role/root/user/a", "role: 'root'"),
         ("spiffe://grid.test/role/admin/user/", "user: ''"),
+        ("spiffe://grid.test/role/job-owner/user/a", "for the role job-owner; name one"),
+        ("spiffe://grid.test/role/admin/namespace/vision/user/a", "leave it out"),
+        ("spiffe://grid.test/role/job-owner/namespace/../user/a", "namespace: '..'"),
+        ("spiffe://grid.test/region/east/node/a/../../role/admin/user/a", "names nobody"),
+        ("spiffe://grid.test/region/east%2Fnode%2Fb/node/a", "region: 'east%2Fnode%2Fb'"),
+        ("spiffe://grid.test/region/east/node/a?role=admin", "role=admin' is not a name"),
+        ("spiffe://grid.test//region/east/node/a", "names nobody"),
         ("spiffe://grid.test/store/" + "a" * 3000, "3025 characters"),
     ],
 )
