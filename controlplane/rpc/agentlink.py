@@ -10,7 +10,7 @@ from typing import NoReturn
 import grpc
 
 from controlplane.rpc.refusal import Refusal
-from controlplane.security.gate import Caller
+from controlplane.security.gate import Caller, NoLonger
 from controlplane.security.guards import Guards
 from controlplane.security.origin import ORIGIN, host_of
 from controlplane.shell.ingest import Ingest
@@ -119,6 +119,8 @@ class AgentLinkServicer(agent_pb2_grpc.AgentLinkServicer):
             caller = self._guards.gate.certified(context)
             who = str(caller)
             self._admit(caller)
+        except NoLonger as gone:
+            await self._turn_away(context, gone.who, gone.code, str(gone))
         except Refusal as refusal:
             await self._turn_away(context, who, refusal.code, str(refusal))
         session = GrpcControlSession(caller, self._guards, self._clock, aiter(request_iterator), context)

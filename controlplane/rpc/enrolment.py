@@ -16,6 +16,7 @@ import grpc
 from controlplane.rpc.identity_intents import UNWELCOME, NoEntry, use_token
 from controlplane.rpc.refusal import Refusal, invalid
 from controlplane.rpc.sources import Acts, Conflict, Views
+from controlplane.security.gate import NoLonger
 from controlplane.security.guards import Guards
 from controlplane.security.origin import ORIGIN, host_of
 from gridkeeper.decision import Decision
@@ -162,6 +163,7 @@ class Enrolment(identity_pb2_grpc.IdentityServicer):
     ) -> NoReturn:
         if isinstance(error, StoreError):
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store does not answer; try again ({error})")
+        who = error.who if isinstance(error, NoLonger) else who
         trace = self._guards.book.note(who, ORIGIN.get(), verb, subject, str(error))
         log.warning("refused %s to %s at %s, trace %s: %s", verb, who, context.peer(), trace, error)
         await context.abort(error.code, str(error))

@@ -17,7 +17,7 @@ from controlplane.rpc.health import add_health
 from controlplane.rpc.refusal import Refusal
 from controlplane.rpc.sources import Acts, JobLogUnavailable, Views
 from controlplane.rpc.tenant import TenantViews, checked_request
-from controlplane.security.gate import Caller
+from controlplane.security.gate import Caller, NoLonger
 from controlplane.security.guards import Guards
 from controlplane.security.origin import ORIGIN, host_of
 from controlplane.security.rates import TooMany
@@ -212,6 +212,7 @@ class Desk:
 
     async def _end(self, rpc: str, request: Any, who: str, context: Context, error: Exception) -> NoReturn:
         code, message = status_of(error)
+        who = error.who if isinstance(error, NoLonger) else who
         if isinstance(error, Refusal) and (code in TURNED_AWAY or NEEDS[rpc] is not UserRole.VIEWER):
             trace = self._guards.book.note(who or "?", ORIGIN.get(), f"api.{rpc}", subject_of(request), message)
             log.warning("refused %s to %s at %s, trace %s: %s", rpc, who or "?", context.peer(), trace, message)

@@ -40,6 +40,14 @@ class Caller:
         return str(self.identity)
 
 
+class NoLonger(Refusal):
+    """``who`` is known, and may not come in any more."""
+
+    def __init__(self, who: str, why: str) -> None:
+        super().__init__(grpc.StatusCode.UNAUTHENTICATED, why)
+        self.who = who
+
+
 class Bearer(Protocol):
     """Who a bearer token speaks for."""
 
@@ -95,7 +103,7 @@ class Gate:
     def _checked(self, caller: Caller) -> Caller:
         trouble = self.trouble(caller)
         if trouble:
-            raise Refusal(grpc.StatusCode.UNAUTHENTICATED, trouble)
+            raise NoLonger(str(caller), trouble)
         return caller
 
     def trouble(self, caller: Caller) -> str:

@@ -167,6 +167,7 @@ class Bench:
         self.states = {name: SimState() for name in ("orders", "inventory", "boot")}
         self.boot_id = "boot-1"
         self.servers: tuple[str, ...] = ("a",)
+        self.credentials: Callable[[], int] | None = None
         self.agent: Agent | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -198,6 +199,7 @@ class Bench:
             boot_id=self.boot_id,
             resume_dir=Path("/sim/east-1/resume"),
             runner=InlineRunner(self.clock),
+            credentials=self.credentials,
         )
         self.agent = Agent(config, ports, replace(SHORT))
         self.task = self.loop.create_task(self.agent.run())
