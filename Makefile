@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: up demo test explore lint proto proto-check bench clean
+.PHONY: up demo test explore lint proto proto-check bench fuzz clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -40,6 +40,12 @@ proto: $(STAMP)
 
 proto-check: proto
 	git diff --exit-code -- gridkeeper/v1 || { echo "generated code differs from proto/: commit what 'make proto' made"; exit 1; }
+
+# Each parser of outside bytes; coverage-guided where atheris can be had (make fuzz RUNS=1000000), else by mutation.
+RUNS ?= 100000
+fuzz: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3' || echo "atheris cannot be had here: inputs are mutated seeds"
+	$(BIN)/python -m tests.fuzz --runs $(RUNS)
 
 bench: bench-latency
 
