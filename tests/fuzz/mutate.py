@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 
 TOKENS = (
-    b"\x00", b"\xff", b"\n", b"\r\n", b"|", b"%", b"..", b"../", b"/etc/passwd", b"'", b'"', b"\\", b"\\x00", b"{", b"[",
-    b"&a [*a]", b"*a", b"!!python/object/apply:os.system [x]", b"!!binary", b": ", b"- ", b"<<: ", b"nan", b"-1", b"1e999",
-    b"18446744073709551616", b"9" * 40, b"\xed\xa0\x80", b"\xe2\x80\xae", b"A" * 300, b"[" * 200, b"\x80\x80\x80\x80\x01",
+    b"\x00", b"\xff", b"\n", b"\r\n", b"|", b"%", b"..", b"../", b"/etc/passwd", b"'", b'"', b"\\", b"\\x00", b"{",
+    b"[", b"&a [*a]", b"*a", b"!!python/object/apply:os.system [x]", b"!!binary", b": ", b"- ", b"<<: ", b"nan", b"-1",
+    b"1e999", b"18446744073709551616", b"9" * 40, b"\xed\xa0\x80", b"\xe2\x80\xae", b"A" * 300, b"[" * 200,
+    b"\x80\x80\x80\x80\x01",
 )  # fmt: skip
 MOST = 20_000
 

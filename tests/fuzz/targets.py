@@ -1,6 +1,6 @@
-"""One target per parser of outside bytes: what it is called with, which errors are its answer, and where it starts from.
+"""One target per parser of outside bytes: how it is called, which errors are its answer, and where it starts from.
 
-A target returns, or raises one of ``answers``: anything else is a crash. Hangs and memory are watched by whoever runs it.
+A target returns, or raises one of ``answers``; anything else is a crash. Hangs and memory are watched by the caller.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Protects: no bytes from outside crash what reads them: fixed seeds and fixed mutations here, more by ``make fuzz``."""
+"""Protects: no bytes from outside crash what reads them: fixed seeds and mutations here, more by ``make fuzz``."""
 
 from __future__ import annotations
 
