@@ -23,10 +23,12 @@ from chaos.simulate.stories import (
     recovered,
     steady,
 )
+from controlplane.domain.taken import TAKEN
 from gridkeeper.ids import NodeId, RegionId
-from gridkeeper.keys import KEYS
+from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.policy.document import default_policy
 from gridkeeper.policy.model import RegionLossPolicy
+from gridkeeper.records.faults import IncidentRecord, IncidentState
 from gridkeeper.records.jobs import GrantRecord, OwnershipRecord
 from gridkeeper.records.regions import LossRecord, LossState
 
@@ -53,6 +55,7 @@ async def region_killed(grid: SimGrid) -> tuple[Claim, ...]:
         *_moved_once(grid, owner),
         Claim("it was declared after its silence and the window", declared_ms >= policy.after_ms, f"{declared_ms} ms"),
         Claim("the verdict counts its jobs", back.jobs == 1, f"{back.jobs}"),
+        *_said(grid, owner),
         Claim("the region holds its grant again", grant is not None and not grant.revoked, f"{grant}"),
     )
 
@@ -79,6 +82,7 @@ async def region_cut_off(grid: SimGrid) -> tuple[Claim, ...]:
         nothing_drained(grid),
         *_moved_once(grid, owner, cut_ms),
         Claim("its old epoch ended by F", last_ms - cut_ms <= timings.fence_ms, f"{last_ms - cut_ms} ms"),
+        *_said(grid, owner),
         Claim("it was declared after its silence and the window", declared_ms >= policy.after_ms, f"{declared_ms} ms"),
     )
 
@@ -213,6 +217,18 @@ def _moved_once(grid: SimGrid, owner: OwnershipRecord, fault_ms: int = 1 << 60) 
         Claim("it was recovered in another region", bool(away), where),
         Claim("at most one checkpoint interval is redone", redone <= EVERY, f"{redone} steps", calm=True),
         Claim("one migration", len(moves_of_job(grid)) == 1, ", ".join(m.id for m in moves_of_job(grid)), calm=True),
+    )
+
+
+def _said(grid: SimGrid, owner: OwnershipRecord) -> tuple[Claim, ...]:
+    """The region that is back has told its own operators."""
+    found = grid.all(owner.region, RegionKeys(owner.region).prefix("incidents"), IncidentRecord)
+    told = [incident for incident in found if incident.fault_class == TAKEN]
+    shown = "; ".join(f"{incident.title} ({incident.resolution or 'open'})" for incident in told)
+    over = bool(told) and told[0].state is IncidentState.RESOLVED
+    return (
+        Claim("its incident tells what was done", len(told) == 1 and f"{JOB} to " in told[0].title, shown),
+        Claim("and is over when nothing of it is left", over, shown),
     )
 
 

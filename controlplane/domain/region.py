@@ -15,6 +15,7 @@ from controlplane.domain.liveness import decide_liveness
 from controlplane.domain.maintenance import decide_maintenance
 from controlplane.domain.repair import decide_repairs
 from controlplane.domain.sla import decide_ledger
+from controlplane.domain.taken import decide_taken
 from gridkeeper.decision import Decision, Now
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
@@ -36,6 +37,7 @@ def _act(state: RegionState, world: GlobalState, settings: Settings, now: Now) -
         *decide_returns(state, settings, now),
         *decide_drains(state, world, settings, now),
         *decide_expiry(state, settings, now),
+        *decide_taken(state, world, now),
         *((budgets,) if budgets else ()),
         *decide_ledger(state, settings, now),
     )

@@ -89,7 +89,7 @@ class IncidentRecord:
 
     id: IncidentId
     region: RegionId
-    subject: str  # device or node id; "job:<name>"; "rack:<name>", "zone:<name>" or "region:<name>" of a silence
+    subject: str  # device or node id; "job:<name>"; "rack:<name>", "zone:<name>", "region:<name>" of a silence
     fault_class: str
     state: IncidentState
     severity: Severity
