@@ -33,6 +33,7 @@ from gridkeeper.cli.local.plan import (
     TRUST_DOMAIN,
     GridOptions,
     Places,
+    Ways,
     agent_config,
     client_config,
     nodes_of,
@@ -62,7 +63,8 @@ REPLICA_GRACE_MS = 5_000
 
 class LocalGrid:
     """``root``: the grid's directory; what an earlier grid left there is removed at the start. ``say`` hears of the
-    progress of starting and stopping, a sentence at a time."""
+    progress of starting and stopping, a sentence at a time. ``ways``: how its processes reach each other, if not
+    directly."""
 
     def __init__(
         self,
@@ -70,10 +72,12 @@ class LocalGrid:
         options: GridOptions | None = None,
         clock: Clock | None = None,
         say: Callable[[str], None] = lambda sentence: None,
+        ways: Ways | None = None,
     ) -> None:
         self.options = options or GridOptions()
         self.places = Places(root.resolve())
         self.clock = clock or SystemClock()
+        self._ways = ways
         self._say = say
         self._lock = -1
         stores = 2 * self.options.members * (1 + len(self.options.regions))
@@ -211,7 +215,13 @@ class LocalGrid:
             tls = authority.issue(spiffe.replica(replica.region, replica.name), home / "tls", stem="replica")
             region_store = replace(self._etcds[replica.region].config, tls=tls)
             global_store = replace(self._etcds[GLOBAL].config, tls=tls)
+            advertise = ""
+            if self._ways:
+                ways = (self._ways.to_global_store(replica.region, end) for end in global_store.endpoints)
+                global_store = replace(global_store, endpoints=tuple(ways))
+                advertise = self._ways.to_replica(replica.region, replica.name, replica.address)
             config = replica_config(replica, self.options, self.places, tls, region_store, global_store)
+            config = replace(config, advertise=advertise)
             (home / "config.yaml").write_text(dump(config))
             self._controls[replica.name] = self._child(replica.name, "controlplane", home, {})
         for node in self.nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from gridkeeper.config import (
     AgentConfig,
@@ -65,6 +66,18 @@ class ReplicaPlan:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+
+class Ways(Protocol):
+    """How processes reach each other where it need not be directly: a proxy that can be cut may lie in between."""
+
+    def to_global_store(self, region: RegionId, endpoint: str) -> str:
+        """The endpoint for replicas of the region."""
+        ...
+
+    def to_replica(self, region: RegionId, replica: ReplicaId, address: str) -> str:
+        """The address that the replica advertises."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
