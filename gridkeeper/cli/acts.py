@@ -9,9 +9,11 @@ from collections.abc import Iterable
 
 import click
 
+from gridkeeper.cli.drain_contracts import contract_breaks
 from gridkeeper.cli.session import Session, call, client_options, pass_session
-from gridkeeper.cli.text import parse_span
+from gridkeeper.cli.text import parse_span, span
 from gridkeeper.client.answers import Act
+from gridkeeper.client.errors import Refused
 from gridkeeper.client.grid import GridClient
 from gridkeeper.client.plain import word
 from gridkeeper.v1 import records_pb2
@@ -84,6 +86,14 @@ def uncordon(session: Session, target: str, reason: str, maintenance: bool) -> i
 @click.option("--priority", type=int, default=0, help="Higher goes first when a budget has not room for all.")
 @click.option("--in", "delay", type=SPAN, default=0, metavar="DURATION", help="Begin this much later.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost and whether it would be admitted; do nothing.")
+@click.option(
+    "--out-for",
+    type=SPAN,
+    default=4 * 3_600_000,
+    metavar="DURATION",
+    help="How long it is expected to be out, for the contracts. Default: 4h.",
+)
+@click.option("--accept-breach", is_flag=True, help="Also if that breaks a contract.")
 @client_options
 @pass_session
 def drain(
@@ -96,8 +106,10 @@ def drain(
     priority: int,
     delay: int,
     dry_run: bool,
+    out_for: int,
+    accept_breach: bool,
 ) -> int:
-    """Take one device out, or each device of a node, within the budgets.
+    """Take one device out, or each device of a node, within the budgets, unless that would break a contract.
 
     Modes: checkpoint (jobs are asked for a checkpoint, stopped and moved), wait (for their own end; nothing new is
     placed there), deadline (wait, then as checkpoint).
@@ -114,8 +126,16 @@ def drain(
             grid.drain, target, reason, mode=mode or "", wait_ms=wait, priority=priority, delay_ms=delay
         )
         rehearsed = await ask(dry_run=True)
+        broken = await contract_breaks(grid, target, out_for)
+        for line in broken:
+            print(line, file=sys.stderr)
         if dry_run:
             return rehearsed
+        if broken and not accept_breach:
+            raise Refused(
+                f"{target}: out for {span(out_for)} would break {len(broken)} commitments; say --accept-breach, or a "
+                "shorter --out-for"
+            )
         for line in cost_lines(rehearsed):
             print(line, file=sys.stderr)
         if not yes:

@@ -13,6 +13,7 @@ from gridkeeper.cli.sla_books import adjustments, close, receipt, verify
 from gridkeeper.cli.sla_closed import closed
 from gridkeeper.cli.sla_contract import contract
 from gridkeeper.cli.sla_exclude import exclude
+from gridkeeper.cli.sla_forecast import forecast
 from gridkeeper.cli.sla_report import report
 from gridkeeper.cli.sla_whatif import what_if
 from gridkeeper.cli.table import print_table
@@ -27,7 +28,7 @@ def sla() -> None:
     """Uptime of the month so far; what a contract says of a month (docs/sla.md)."""
 
 
-for command in (report, contract, exclude, what_if, receipt, verify, close, adjustments, closed):
+for command in (report, contract, exclude, forecast, what_if, receipt, verify, close, adjustments, closed):
     sla.add_command(command)
 
 

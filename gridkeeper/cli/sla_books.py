@@ -46,7 +46,7 @@ class Held:
 def held(session: Session, ledger: str, window: Window, now_ms: int) -> Held:
     """A window's books: from the Parquet file ``ledger``, or ("") from the grid. Raises ``ClientError``."""
     if not ledger:
-        return call(session, lambda grid: _from_grid(grid, window, now_ms))
+        return call(session, lambda grid: from_grid(grid, window, now_ms))
     from gridkeeper.configfile import ConfigError
     from gridkeeper.sla.books import frame_of, read_frame
 
@@ -56,7 +56,8 @@ def held(session: Session, ledger: str, window: Window, now_ms: int) -> Held:
         raise InvalidRequest(str(error)) from error
 
 
-async def _from_grid(grid: GridClient, window: Window, now_ms: int) -> Held:
+async def from_grid(grid: GridClient, window: Window, now_ms: int, under: str = "") -> Held:
+    """``under``: only scopes that begin so, like ``device/n1/``. Raises ``ClientError``."""
     from gridkeeper import codec
     from gridkeeper.records.books import AccountRecord, EntryRecord
     from gridkeeper.records.settlement import ExclusionRecord
@@ -66,7 +67,7 @@ async def _from_grid(grid: GridClient, window: Window, now_ms: int) -> Held:
     # The accounts first: an interval that is closed between the two reads is then told by its entry; the other way
     # round it would be in neither.
     status = await grid.sla_status()
-    listing = await grid.ledger(window.from_ms, window.until_ms)
+    listing = await grid.ledger(window.from_ms, window.until_ms, under)
     devices = await grid.list(api_pb2.KIND_DEVICE)
     settled = await grid.settlement()
     closed = [codec.from_message(EntryRecord, entry) for entry in listing.entries]
@@ -75,6 +76,8 @@ async def _from_grid(grid: GridClient, window: Window, now_ms: int) -> Held:
     for view in status.slas:
         account = codec.from_message(AccountRecord, view.account)
         number = account.sequence + 1
+        if not account.scope.startswith(under):
+            continue
         if account.since_ms < now_ms and (account.scope, number) not in numbers:
             going.append(
                 EntryRecord(

@@ -110,16 +110,28 @@ def make_report(
     window = month_window(month, contract.zone)
     if now_ms <= window.from_ms:
         raise ValueError(f"month: {month} has not begun; report an earlier one")
-    measured = Window(window.from_ms, min(window.until_ms, now_ms))
-    frame = frame.filter((pl.col("until_ms") > measured.from_ms) & (pl.col("from_ms") < measured.until_ms))
-    sections = tuple(_section(contract, promise, frame, measured, labels or {}) for promise in contract.commitments)
+    so_far = Window(window.from_ms, min(window.until_ms, now_ms))
+    frame = _within(frame, so_far)
+    sections = measured(contract, frame, so_far, labels or {})
     owed = sum((line.owed for section in sections for line in section.lines), Fraction(0))
     paid = owed if owed >= contract.minimum_payout else Fraction(0)
     claim_by = window.until_ms + contract.claim_days * 86_400_000 if contract.claim_days else 0
     return Report(
-        contract, month, window, measured.until_ms, sections, owed, str(money(paid, contract.decimals)), claim_by,
+        contract, month, window, so_far.until_ms, sections, owed, str(money(paid, contract.decimals)), claim_by,
         _left_out(contract, frame, labels or {}),
     )  # fmt: skip
+
+
+def measured(
+    contract: Contract, frame: pl.DataFrame, window: Window, labels: Mapping[str, Labels]
+) -> tuple[Section, ...]:
+    """Each commitment in any window, as a month's report measures it."""
+    frame = _within(frame, window)
+    return tuple(_section(contract, promise, frame, window, labels) for promise in contract.commitments)
+
+
+def _within(frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+    return frame.filter((pl.col("until_ms") > window.from_ms) & (pl.col("from_ms") < window.until_ms))
 
 
 def _left_out(contract: Contract, frame: pl.DataFrame, labels: Mapping[str, Labels]) -> tuple[Left, ...]:

@@ -55,21 +55,8 @@ def effects(
     if unknown:
         raise ValueError(f"down: the ledger has no scope {unknown[0]!r} in this month; see 'gridkeeper sla status'")
     until_ms = min(now_ms + for_ms, window.until_ms)
-    frame = frame.filter(pl.col("from_ms") < now_ms).with_columns(pl.col("until_ms").clip(upper_bound=now_ms))
-    last = dict(frame.group_by("scope").agg(pl.col("sequence").max()).iter_rows())
-
-    def outlook(taken: frozenset[str]) -> dict[tuple[str, str], Line]:
-        rest = []
-        for scope in scopes:
-            number = last.get(scope, 0) + 1
-            if scope in taken:
-                rest.append(_entry(scope, number, month, now_ms, until_ms, UptimeClass.DOWN))
-            begin = until_ms if scope in taken else now_ms
-            rest.append(_entry(scope, number + 1, month, begin, window.until_ms, UptimeClass.UP))
-        report = make_report(contract, month, frame.vstack(frame_of(rest)), window.until_ms, labels)
-        return {(s.commitment.name, line.subject): line for s in report.sections for line in s.lines}
-
-    before, after = outlook(frozenset()), outlook(frozenset(down))
+    before = outlook(contract, month, frame, labels, now_ms)
+    after = outlook(contract, month, frame, labels, now_ms, frozenset(down), until_ms)
     targets = {promise.name: promise.target / 100 for promise in contract.commitments}
     found = []
     for (name, subject), line in sorted(before.items()):
@@ -80,6 +67,32 @@ def effects(
         breaks = line.met is True and then.met is False
         found.append(Effect(name, subject, line, then, left, left_after, breaks, then.owed - line.owed))
     return tuple(found)
+
+
+def outlook(
+    contract: Contract,
+    month: str,
+    frame: pl.DataFrame,
+    labels: Mapping[str, Labels],
+    now_ms: int,
+    taken: frozenset[str] = frozenset(),
+    until_ms: int = 0,
+) -> dict[tuple[str, str], Line]:
+    """The month as it would end, by commitment and subject: everything up from now on, but for what is ``taken`` until
+    ``until_ms``."""
+    window = month_window(month, contract.zone)
+    scopes = frame["scope"].unique().to_list()
+    frame = frame.filter(pl.col("from_ms") < now_ms).with_columns(pl.col("until_ms").clip(upper_bound=now_ms))
+    last = dict(frame.group_by("scope").agg(pl.col("sequence").max()).iter_rows())
+    rest = []
+    for scope in scopes:
+        number = last.get(scope, 0) + 1
+        if scope in taken:
+            rest.append(_entry(scope, number, month, now_ms, until_ms, UptimeClass.DOWN))
+        begin = until_ms if scope in taken else now_ms
+        rest.append(_entry(scope, number + 1, month, begin, window.until_ms, UptimeClass.UP))
+    report = make_report(contract, month, frame.vstack(frame_of(rest)), window.until_ms, labels)
+    return {(s.commitment.name, line.subject): line for s in report.sections for line in s.lines}
 
 
 def _entry(scope: str, number: int, month: str, from_ms: int, until_ms: int, kind: UptimeClass) -> EntryRecord:

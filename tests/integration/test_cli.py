@@ -18,13 +18,15 @@ import polars as pl
 import pytest
 import yaml
 
+from gridkeeper.clock import SystemClock
 from gridkeeper.identity import spiffe
 from gridkeeper.ids import JobId
 from gridkeeper.keys import KEYS
 from gridkeeper.kinds import KINDS
-from gridkeeper.records.books import EntryRecord, UptimeClass
+from gridkeeper.records.books import EntryRecord, Totals, UptimeClass
 from gridkeeper.records.documents import DocumentKind, DocumentRecord
 from gridkeeper.records.fleet import HealthState
+from gridkeeper.records.settlement import AdjustmentRecord, ClosingRecord, ScopeChange
 from tests.fixtures import records
 from tests.fixtures.filled import every_kind, fleet
 from tests.fixtures.grid import FakeGrid, MemoryStore
@@ -302,6 +304,57 @@ async def test_sla_report_from_the_grid(cli: Cli, servers: GridServers, tmp_path
     assert named.code == 0 and "node/east-1" in named.out
     assert (await cli("sla", "report", "--contract", "none", "--month", month)).code == 4
     assert sorted(frame.filter(pl.col("scope") == entry.scope)["sequence"]) == [3, 4]
+
+
+async def test_a_drain_that_would_break_a_contract_says_so_and_is_refused(cli: Cli, servers: GridServers) -> None:
+    grid, now_ms = servers.grids["east-1"], SystemClock().wall_ms()
+    account = dataclasses.replace(
+        records.account("device/east-1/gpu1", UptimeClass.UP), sequence=0, since_ms=now_ms - 60_000
+    )
+    grid.put(grid.keys.account(account.scope), account)
+    text = (await cli("sla", "contract", "example", "aws")).out
+    text = text[: text.index("commitments:")] + "commitments: [{name: gpus, per: device, target: 99.999, tiers: []}]\n"
+    text = text.replace("covers_accelerators: false", "covers_accelerators: true")
+    record = DocumentRecord(DocumentKind.CONTRACT, "aws-compute", 1, text, "d", "user/root", 1, "signed")
+    grid.put(KEYS.document("contract", record.name), record)
+    rehearsed = await cli("drain", "east-1/gpu1", "--dry-run")
+    told = "contract aws-compute: gpus of device/east-1/gpu1 would end the month at"
+    assert rehearsed.code == 0 and told in rehearsed.err
+    refused = await cli("drain", "east-1/gpu1", "--yes", "--reason", "PSU")
+    assert refused.code == 5 and told in refused.err and "say --accept-breach" in refused.err
+    assert not grid.region().drain_requests
+    accepted = await cli("drain", "east-1/gpu1", "--yes", "--reason", "PSU", "--accept-breach")
+    assert accepted.code == 0 and list(grid.region().drain_requests) == ["east-1/gpu1"]
+    foreseen = await cli("sla", "forecast", "--contract", "aws-compute", "-o", "json")
+    (item,) = [one for one in json.loads(foreseen.out)["items"] if one["subject"] == "device/east-1/gpu1"]
+    assert item["burn"] == "0" and item["exhausted_in_ms"] is None and item["left_ms"] == item["budget_ms"] > 0
+
+
+async def test_what_is_left_out_is_recorded_by_an_admin_and_shown_to_all(cli: Cli, servers: GridServers) -> None:
+    add = (
+        "sla", "exclude", "add", "node/east-1", "--cause", "customer", "--from", "2026-09-21T00:00Z", "--until",
+        "2026-09-21T02:00Z", "--reason", "their driver", "--evidence", "incident/i1",
+    )  # fmt: skip
+    refused = await cli(*add)
+    assert refused.code == 5 and "RecordExclusion needs admin" in refused.err
+    servers.config_file(spiffe.user("root", "admin"))
+    assert "exclusion 1: customer on node/east-1" in (await cli(*add)).out
+    assert (await cli("sla", "exclude", "retract", "1", "--reason", "a mistake")).code == 0
+    listed = json.loads((await cli("sla", "exclude", "list", "-o", "json")).out)["items"]
+    assert [(one["sequence"], one["retracts"], one["reason"]) for one in listed] == [
+        (1, 0, "their driver"), (2, 1, "a mistake"),
+    ]  # fmt: skip
+    assert "retracted" in (await cli("sla", "exclude", "list")).out
+    grid = servers.grids["east-1"]
+    closing = ClosingRecord("Europe/Berlin", "2026-08", 1, 2, "machine/a", 3, "f.parquet", 4, 1, 0, 1, "region/east")
+    change = ScopeChange("device/east-1/gpu0", Totals(-5, 0, 5, 0, 0))
+    adjusted = AdjustmentRecord("Europe/Berlin", "2026-08", 1, "2026-09", 4, (change,), "region/east")
+    grid.put(grid.keys.closing("Europe/Berlin", "2026-08"), closing)
+    grid.put(grid.keys.adjustment("Europe/Berlin", "2026-08", 1), adjusted)
+    assert "f.parquet" in (await cli("sla", "closed")).out
+    shown = await cli("sla", "closed", "--month", "2026-08", "--zone", "Europe/Berlin")
+    assert shown.code == 0 and "2026-09" in shown.out and "-5" in shown.out and "+5" in shown.out
+    assert (await cli("sla", "closed", "--heads")).err == "there are none\n"
 
 
 async def test_watch_prints_what_exists_and_then_changes(cli: Cli, servers: GridServers) -> None:

@@ -14,6 +14,7 @@ from gridkeeper.sla.books import frame_of
 from gridkeeper.sla.contract import Contract
 from gridkeeper.sla.document import parse_contract
 from gridkeeper.sla.months import month_of, month_window
+from gridkeeper.sla.outlook import outlooks
 from gridkeeper.sla.whatif import Effect, effects
 
 TEXT = """\
@@ -72,6 +73,28 @@ def test_what_the_ledger_does_not_know_is_refused() -> None:
         asked(1, "device/n9/gpu0")
     with pytest.raises(ValueError, match="is not the month that it is now"):
         effects(contract(), MONTH, frame_of(()), {}, (), WINDOW.until_ms, HOUR)
+
+
+def test_a_forecast_says_what_is_left_and_when_it_ends() -> None:
+    """A device that was down for 3 of the last 6 hours, of the 7.44 that its target allows."""
+    down_from = NOW - 3 * HOUR
+    entries = [
+        EntryRecord("device/n1/gpu0", 2, MONTH, WINDOW.from_ms, down_from, UptimeClass.UP, "", ()),
+        EntryRecord("device/n1/gpu0", 3, MONTH, down_from, NOW, UptimeClass.DOWN, "", ()),
+        EntryRecord("region/east", 2, MONTH, WINDOW.from_ms, NOW, UptimeClass.UP, "", ()),
+    ]
+    first, second, region = outlooks(contract(), MONTH, frame_of(entries), {}, NOW, 6 * HOUR)
+    assert (first.commitment, first.budget_ms, first.left_ms) == (
+        "devices", Fraction("7.44") * HOUR, Fraction("4.44") * HOUR,
+    )  # fmt: skip
+    assert (first.rate, first.burn) == (Fraction(1, 2), 50)
+    assert first.exhausted_in_ms == Fraction("8.88") * HOUR
+    assert second.commitment == "nodes" and second.exhausted_in_ms == Fraction("23.76") * HOUR
+    assert (region.burn, region.exhausted_in_ms) == (0, None)
+    (gone, *_) = outlooks(contract(), MONTH, frame_of(entries[1:]), {}, NOW, 6 * HOUR)
+    assert gone.exhausted_in_ms == 0 and gone.left_ms < 0
+    with pytest.raises(ValueError, match="is not the month that it is now"):
+        outlooks(contract(), MONTH, frame_of(()), {}, WINDOW.until_ms, HOUR)
 
 
 def test_the_command_ends_with_5_when_a_commitment_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
