@@ -57,12 +57,13 @@ from gridkeeper.clock import SystemClock
 from gridkeeper.identity import spiffe
 from gridkeeper.identity.ca import CertificateAuthority
 from gridkeeper.ids import RegionId, Revision
+from gridkeeper.keys import GLOBAL as WORLD
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.policy.model import BreakerPolicy, BudgetPolicy, Policy
 from gridkeeper.ports.store import Store
 from gridkeeper.records.faults import DrainRecord, DrainState
 from gridkeeper.records.fleet import HealthRecord
-from gridkeeper.records.jobs import OwnershipRecord, RunPhase, RunRecord
+from gridkeeper.records.jobs import MigrationRecord, OwnershipRecord, RunPhase, RunRecord
 from gridkeeper.timings import Timings
 from gridkeeper.v1 import records_pb2
 
@@ -108,6 +109,7 @@ class Storm:
     puts_ms: list[float] = field(default_factory=list)
     agents: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
+    moves_s: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Agents:
@@ -180,6 +182,28 @@ async def follow(store: Store, seen: Seen, start: Revision) -> None:
             seen.changed.set()
 
 
+async def follow_moves(world: Store, marks: dict[str, list[float]], start: Revision) -> None:
+    """When each migration first was in each state, and each offer first there, by the state's name."""
+    told: set[tuple[str, str]] = set()
+
+    def mark(what: str, name: str, now: float) -> None:
+        if (what, name) not in told:
+            told.add((what, name))
+            marks.setdefault(what, []).append(now)
+
+    async with contextlib.aclosing(world.watch(WORLD, start)) as batches:
+        async for batch in batches:
+            now = time.monotonic()
+            for change in batch.changes:
+                if change.deleted:
+                    continue
+                if change.kv.key.startswith(KEYS.prefix("migrations")):
+                    record = codec.decode(MigrationRecord, change.kv.value)
+                    mark(f"move {record.state.value}", record.id, now)
+                elif change.kv.key.startswith(KEYS.prefix("offers")):
+                    mark("move offered", change.kv.key, now)
+
+
 async def records(store: Store, prefix: str, kind: type[Any]) -> list[Any]:
     return [codec.decode(kind, kv.value) for kv in (await store.range(prefix)).items]
 
@@ -224,6 +248,9 @@ async def one_storm(
     devices = {node: [f"{node}/gpu{index}" for index in range(faulty)] for node in doomed}
     _, revision = await region.get(REGION_KEYS.leader)
     watch = asyncio.ensure_future(follow(region, seen, Revision(revision + 1)))
+    moves: dict[str, list[float]] = {}
+    _, revision = await world.get(KEYS.leader)
+    moving = asyncio.ensure_future(follow_moves(world, moves, Revision(revision + 1)))
     etcds = [grid.etcd(which).pid(0) for which in (GLOBAL, REGION)]
     await asyncio.sleep(2)
     await agents.do("stats")
@@ -244,13 +271,14 @@ async def one_storm(
         missing = sorted(goal - marks.keys())
         raise TimeoutError(f"{name}: {len(missing)} devices not done after {LIMIT_S} s, first {missing[0]}") from None
     finally:
-        for task in (puts, watch):
+        for task in (puts, watch, moving):
             task.cancel()
-        await asyncio.gather(puts, watch, return_exceptions=True)
+        await asyncio.gather(puts, watch, moving, return_exceptions=True)
     storm.cpu = busy.percent()
     storm.agents = await agents.do("stats")
     storm.cordoned_s = [max(seen.cordoned[d] for d in each) - began for each in devices.values()]
     storm.drained_s = [max(seen.drained[d] for d in each) - began for each in devices.values()] if drains else []
+    storm.moves_s = {what: [mark - began for mark in marks] for what, marks in moves.items()}
     storm.states = Counter(seen.state[device].value for device in goal)
     show(storm)
     return storm
@@ -305,6 +333,8 @@ def show(storm: Storm) -> None:
     for what, values in (("cordoned", storm.cordoned_s), ("drained", storm.drained_s)):
         if values:
             rows.append([what, len(values), *(quantile(values, q) for q in (0.5, 0.9)), max(values)])
+    for what, values in sorted(storm.moves_s.items(), key=lambda item: quantile(item[1], 0.5)):
+        rows.append([what, len(values), *(quantile(values, q) for q in (0.5, 0.9)), max(values)])
     puts = [put / 1000 for put in storm.puts_ms]
     rows.append(["yardstick: one etcd put meanwhile", len(puts), quantile(puts, 0.5), quantile(puts, 0.9), max(puts)])
     title = f"{storm.name}: {storm.failed} of {storm.nodes} nodes fail, {storm.faulty} devices each; s since the start"
