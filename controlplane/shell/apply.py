@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from controlplane.security.origin import ORIGIN
 from controlplane.shell.mirror import Mirror
 from gridkeeper import codec, tracing
-from gridkeeper.decision import Decision, Put
+from gridkeeper.decision import ABSENT, Decision, Put
 from gridkeeper.failpoint import Failpoints, NoFailpoints
 from gridkeeper.ids import Revision
 from gridkeeper.ports.clock import Rng
-from gridkeeper.ports.store import Compare, DeleteOp, GetOp, Op, OutcomeUnknown, PutOp, Store
+from gridkeeper.ports.store import Compare, DeleteOp, GetOp, KeyValue, Op, OutcomeUnknown, PutOp, Store
 from gridkeeper.records.books import AuditRecord
 from gridkeeper.records.jobs import MigrationRecord
 
@@ -39,6 +39,24 @@ class Fence:
 
     key: str
     term: int
+
+
+def _leads(fence: Fence) -> Compare:
+    return Compare(fence.key, Revision(fence.term), create=True)
+
+
+def _rests_on(decision: Decision) -> Iterator[tuple[str, Revision]]:
+    """Each key that the decision's transaction compares, with the revision that it has to have."""
+    for guard in decision.guards:
+        yield guard.key, guard.expected
+    for write in decision.writes:
+        yield write.key, write.expected
+
+
+def _revision(kv: KeyValue | None, create: bool = False) -> Revision:
+    if kv is None:
+        return ABSENT
+    return kv.create_revision if create else kv.mod_revision
 
 
 class Applier:
@@ -74,10 +92,9 @@ class Applier:
         transaction: all or none. What the store holds then is what one after the other would have left. Raises as
         ``apply``."""
         at_ms = self._wall_ms()
-        compares = [Compare(guard.key, guard.expected) for decision in decisions for guard in decision.guards]
-        compares += [Compare(write.key, write.expected) for decision in decisions for write in decision.writes]
+        compares = [Compare(key, expected) for decision in decisions for key, expected in _rests_on(decision)]
         if fence:
-            compares.append(Compare(fence.key, Revision(fence.term), create=True))
+            compares.append(_leads(fence))
         ops: list[Op] = []
         audit_key = ""
         for decision in decisions:
@@ -107,6 +124,18 @@ class Applier:
             if decision.audit:
                 log.info("%s: %s", decision.step, decision.sentence)
         return result.revision
+
+    async def still_current(self, decisions: Sequence[Decision], fence: Fence | None) -> tuple[Decision, ...]:
+        """Those that the store, as it is now, has not overtaken; none if the term is over. After a conflict this tells
+        which of many it was about, with one read. As many as one transaction takes. Raises the store's errors."""
+        keys = dict.fromkeys(key for decision in decisions for key, _ in _rests_on(decision))
+        if fence:
+            keys[fence.key] = None
+        result = await self._store.txn([], [GetOp(key) for key in keys])
+        found = dict(zip(keys, result.values, strict=True))
+        if fence and _revision(found[fence.key], create=True) != fence.term:
+            return ()
+        return tuple(d for d in decisions if all(_revision(found[key]) == expected for key, expected in _rests_on(d)))
 
     def _audit(self, key: str, decision: Decision, actor: str, at_ms: int) -> AuditRecord:
         return AuditRecord(

@@ -1,4 +1,4 @@
-"""Which decisions of one tick may share a transaction. Pure.
+"""Which decisions of one tick may share a transaction, and which transactions may be under way at once. Pure.
 
 A transaction costs a round trip and a place in etcd's log, however little it writes; when hundreds of decisions come at
 once, that is what they wait for. Decisions that have nothing to do with each other are therefore carried out together,
@@ -14,6 +14,8 @@ from gridkeeper.decision import Decision
 
 MOST_OPS = MAX_OPS - 1
 """Of compares and of operations alike; the leader guard needs one more compare."""
+MOST_AT_ONCE = 8
+"""Transactions under way together: their round trips overlap, and whatever else the store is asked waits behind few."""
 MOST_DECISIONS = 64
 """Records are about 1 KiB: far below the 1.5 MiB of a request, and a larger one than that is tried apart anyway."""
 
@@ -47,3 +49,22 @@ def groups(decisions: Iterable[Decision]) -> Iterator[tuple[Decision, ...]]:
         ops += need
     if group:
         yield tuple(group)
+
+
+def waves(decisions: Iterable[Decision]) -> Iterator[tuple[tuple[Decision, ...], ...]]:
+    """Groups that may be under way at once, in their order: none of them writes what another one writes or rests on,
+    so that it makes no difference which of them comes first."""
+    wave: list[tuple[Decision, ...]] = []
+    written: set[str] = set()
+    touched: set[str] = set()
+    for group in groups(decisions):
+        writes = {write.key for decision in group for write in decision.writes}
+        touches = writes | {guard.key for decision in group for guard in decision.guards}
+        if wave and (len(wave) == MOST_AT_ONCE or not written.isdisjoint(touches) or not touched.isdisjoint(writes)):
+            yield tuple(wave)
+            wave, written, touched = [], set(), set()
+        wave.append(group)
+        written |= writes
+        touched |= touches
+    if wave:
+        yield tuple(wave)

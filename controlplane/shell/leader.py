@@ -49,6 +49,9 @@ async def _apply_group(group: tuple[Decision, ...], applier: Applier, actor: str
         raise
     if len(group) == 1:
         return 0
+    going = await applier.still_current(group, fence)
+    if len(going) < len(group):
+        return await _apply_group(going, applier, actor, fence) if going else 0
     half = len(group) // 2
     first = await _apply_group(group[:half], applier, actor, fence)
     return max(first, await _apply_group(group[half:], applier, actor, fence))

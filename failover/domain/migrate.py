@@ -148,6 +148,9 @@ class _Step:
         if isinstance(target, Wait) or self.run is None or self.turns.waits(self.record):
             return None
         self.turns.given(self.record)
+        region = target.offer.record.region
+        if region == self.owner.record.region and self._copied(region):
+            return self._stop(self.owner, target.offer, "it stays in its region: there is nothing to copy ahead")
         draft = Draft()
         request = self.job.record.spec.handles_sigusr1 and self.run.record.first_step >= 0
         if request:
@@ -172,21 +175,28 @@ class _Step:
             return self._asked(back)
         if isinstance(target, Wait):
             return None
-        head = self.world.heads.get(self.record.job)
         limit = self.settings.timings.takeover_ms
-        copied = head is None or target.offer.record.region in head.record.regions
+        copied = self._copied(target.offer.record.region)
         if not copied and self._copy_goes_on(limit):
             return None
-        draft = Draft()
-        draft.put(KEYS.ownership(self.record.job), replace(self.owner.record, desired=Desired.STOP), self.owner)
         late = f"copying ahead has not come on for {limit} ms, or takes longer than {COPY_PATIENCE} times that"
         ahead = "its newest checkpoint is at the target" if copied else late
+        return self._stop(self.owner, target.offer, ahead)
+
+    def _copied(self, region: RegionId) -> bool:
+        """There is no checkpoint that is not in the region."""
+        head = self.world.heads.get(self.record.job)
+        return head is None or region in head.record.regions
+
+    def _stop(self, owner: Versioned[OwnershipRecord], offer: Versioned[OfferRecord], ahead: str) -> Decision:
+        draft = Draft()
+        draft.put(KEYS.ownership(self.record.job), replace(owner.record, desired=Desired.STOP), owner)
         sentence = (
             f"{self.record.job} epoch {self.record.source_epoch} on {self.record.source_node} is asked for a last "
             f"checkpoint and to exit ({ahead}): {self.record.reason}"
         )
-        changed = self._aimed(MigrationState.STOPPING, target.offer)
-        return self._advance("executor.stop", sentence, changed, draft, self._offer_guard(target.offer))
+        changed = self._aimed(MigrationState.STOPPING, offer)
+        return self._advance("executor.stop", sentence, changed, draft, self._offer_guard(offer))
 
     def _copy_goes_on(self, limit_ms: int) -> bool:
         """The record has changed lately (a copy that comes on says so in it), and the copy has not taken for ever: each

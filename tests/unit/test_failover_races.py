@@ -176,12 +176,13 @@ def test_a_move_is_not_begun_on_a_job_whose_last_migration_changed_meanwhile() -
 def test_ownership_never_moves_onto_devices_that_a_living_owner_holds() -> None:
     grid = running()
     grid.submit(spec_of("other", regions=(RegionId("east"),)))
+    offer = None
     for _ in range(20):
-        grid.leaders["global"].look(grid.time_ms)
+        for leader in ("global", "east"):
+            grid.lead(leader)
         offer = grid.memory.record(KEYS.offer(MigrationId("other-e1.0")))
         if offer is not None:
             break
-        grid.round()
     owner = grid.owner("train")
     grid.memory.put(KEYS.offer(MigrationId("other-e1.0")), replace(offer, node=owner.node, devices=owner.devices))
     grid.leaders["global"].look(grid.time_ms)

@@ -12,14 +12,14 @@ from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.loop import run_virtual
 from chaos.simulate.store import SimCluster, SimStore
 from controlplane.shell.apply import Applier
-from controlplane.shell.grouping import groups
+from controlplane.shell.grouping import MOST_AT_ONCE, groups, waves
 from controlplane.shell.leader import apply_all
 from controlplane.shell.mirror import Mirror
 from controlplane.store.limits import MAX_OPS
 from gridkeeper.decision import Decision, Guard, Put
 from gridkeeper.ids import NodeId, RegionId, Revision
 from gridkeeper.keys import RegionKeys
-from gridkeeper.ports.store import PutOp
+from gridkeeper.ports.store import Compare, Op, PutOp, TxnResult
 from gridkeeper.records.fleet import LivenessRecord, NodeState
 
 KEYS = RegionKeys(RegionId("east"))
@@ -88,6 +88,56 @@ def test_a_group_fits_into_a_transaction(sizes: list[tuple[int, int, bool]]) -> 
         ops = sum(len(decision.writes) + decision.audit for decision in group)
         compares = 1 + sum(len(decision.writes) + len(decision.guards) for decision in group)
         assert (ops <= MAX_OPS and compares <= MAX_OPS) or len(group) == 1
+
+
+@given(DECISIONS | st.integers(1, 2000).map(lambda n: [_decision("d", [(k, 0)], [], True) for k in range(n)]))
+def test_of_transactions_under_way_at_once_none_rests_on_another(decisions: list[Decision]) -> None:
+    """Protects: which of them reaches the store first makes no difference; none is lost, order is kept."""
+    made = list(waves(decisions))
+    assert [decision for wave in made for group in wave for decision in group] == decisions
+    for wave in made:
+        assert 1 <= len(wave) <= MOST_AT_ONCE
+        for group in wave:
+            written = {write.key for decision in group for write in decision.writes}
+            for other in (decision for beside in wave if beside is not group for decision in beside):
+                touched = {write.key for write in other.writes} | {guard.key for guard in other.guards}
+                assert written.isdisjoint(touched)
+
+
+class Counting:
+    """A store that counts its transactions."""
+
+    def __init__(self, store: SimStore) -> None:
+        self._store = store
+        self.transactions = 0
+
+    async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
+        self.transactions += 1
+        return await self._store.txn(compares, success, failure)
+
+
+@given(st.sets(st.integers(0, 59), min_size=1, max_size=59))
+def test_what_was_overtaken_is_dropped_in_one_go(stale: set[int]) -> None:
+    """Protects: of many decisions some are always overtaken in a storm; they cost the rest one read and one more
+    transaction, not a search by halves."""
+
+    async def story() -> None:
+        clock = SimClock(asyncio.get_running_loop())
+        store: SimStore = SimCluster(clock, SimRng(1)).client("a")
+        counting, mirror = Counting(store), Mirror(store, KEYS.root, clock)
+        following = asyncio.ensure_future(mirror.run())
+        for number in sorted(stale):
+            await store.txn([], [PutOp(_key(number), b"somebody else's")])
+        await mirror.wait_loaded()
+        applier = Applier(counting, mirror, KEYS.audit, SimRng(2), clock.wall_ms)
+        await apply_all([_decision("d", [(n, 0)], [], False) for n in range(60)], applier, "machine/a", None)
+        held = {kv.key: kv.value for kv in (await store.range(KEYS.prefix("liveness"))).items}
+        assert {n for n in range(60) if held[_key(n)] == b"somebody else's"} == stale
+        assert counting.transactions == 3
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    run_virtual(story())
 
 
 def test_hundreds_of_decisions_are_few_transactions() -> None:
