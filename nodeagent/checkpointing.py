@@ -62,8 +62,12 @@ class FileCheckpointDirs:
 @dataclass(slots=True)
 class _Epoch:
     """``settled``: this step and lower ones need nothing more. ``ready``: stored, not acknowledged yet.
-    ``unverified_since_ms``: when the control plane first could not verify what was stored; 0: it could."""
+    ``unverified_since_ms``: when the control plane first could not verify what was stored; 0: it could. ``rank``,
+    ``gang_step``: see ``member``; −1: a job on one node. ``ended``: no process of it is left."""
 
+    rank: int = -1
+    gang_step: int = -1
+    ended: bool = False
     settled: int = -1
     stored: int = -1
     ready: CheckpointReady | None = None
@@ -97,9 +101,10 @@ class Checkpoints:
     def look(self, key: Key, ended: bool) -> None:
         """Find what is finished and see to it. ``ended``: no process of the epoch is left."""
         state = self._epochs.setdefault(key, _Epoch())
-        steps = self._dirs.steps(self._directory_of(*key))
-        newest = steps[-1] if steps else -1
-        if newest <= state.settled or newest <= state.stored or state.working:
+        state.ended = ended
+        newest = self._next(key, state)
+        self._give_way(key, state)
+        if newest < 0 or state.working:
             return
         now = self._clock.mono_ms()
         failing = [since for since in (state.failing_since_ms, state.unverified_since_ms) if since]
@@ -111,11 +116,41 @@ class Checkpoints:
             state.working = True
             self._spawn(self._put(key, newest, state))
 
+    def member(self, key: Key, rank: int, gang_step: int) -> None:
+        """The epoch is of a gang, and this is what the control plane says of it: the step of which all members are to
+        store their parts; −1: none is chosen."""
+        state = self._epochs.setdefault(key, _Epoch())
+        state.rank, state.gang_step = rank, gang_step
+
+    def _next(self, key: Key, state: _Epoch) -> int:
+        """The step that is to be stored now; −1: none. Of a job on one node the newest. Of a gang the one that is
+        chosen; while none is, rank 0 chooses its newest, and so does a member that has ended: it makes no more."""
+        steps = [step for step in self._dirs.steps(self._directory_of(*key)) if step > state.settled]
+        if state.rank < 0:
+            newest = steps[-1] if steps else -1
+            return newest if newest > state.stored else -1
+        if state.gang_step > state.settled:
+            upto = [step for step in steps if step <= state.gang_step]
+            step = upto[-1] if upto and (state.ended or upto[-1] == state.gang_step) else -1
+        else:
+            step = steps[-1] if steps and (state.rank == 0 or state.ended) and state.ready is None else -1
+        return -1 if step == state.stored else step
+
+    def _give_way(self, key: Key, state: _Epoch) -> None:
+        """What an ended member has stored is no use if another one has only older steps, of which none is here."""
+        if state.ready is None or not state.ended or not state.settled < state.gang_step < state.ready.step:
+            return
+        steps = self._dirs.steps(self._directory_of(*key))
+        if not any(state.settled < step <= state.gang_step for step in steps):
+            state.trouble = f"checkpoint {state.ready.step}: another member has none after step {state.gang_step}"
+            state.ready = None
+            self._changed()
+
     async def _put(self, key: Key, step: int, state: _Epoch) -> None:
         job, epoch = key
         directory = self._directory_of(job, epoch) / f"step-{step}"
         try:
-            digest, manifest = await self._store.put(job, step, epoch, directory)
+            digest, manifest = await self._store.put(job, step, epoch, directory, part=state.rank >= 0)
         except (CheckpointError, OSError) as error:
             now = self._clock.mono_ms()
             state.failing_since_ms = state.failing_since_ms or now
@@ -138,7 +173,10 @@ class Checkpoints:
 
     async def _prune(self, key: Key) -> None:
         directory = self._directory_of(*key)
-        for step in self._dirs.steps(directory)[:-KEEP]:
+        state = self._epochs.get(key)
+        upto = state.stored if state and state.rank >= 0 else 1 << 62  # newer parts of a gang are still to be chosen
+        done = [step for step in self._dirs.steps(directory) if step <= upto]
+        for step in done[:-KEEP]:
             await self._dirs.remove(directory / f"step-{step}")
 
     def acknowledge(self, ack: CheckpointAck) -> None:
@@ -179,8 +217,7 @@ class Checkpoints:
         state = self._epochs.get(key)
         if state is None:
             return False
-        steps = self._dirs.steps(self._directory_of(*key))
-        return state.working or state.ready is not None or bool(steps and steps[-1] > max(state.settled, state.stored))
+        return state.working or state.ready is not None or self._next(key, state) >= 0
 
     def stored(self) -> dict[Key, int]:
         return {key: state.stored for key, state in self._epochs.items() if state.stored >= 0}

@@ -47,6 +47,8 @@ class Order:
     resume_digest: str
     checkpoint_request: int
     forget: bool
+    rank: int = 0  # in the job's gang
+    rendezvous: str = ""  # host:port of rank 0; "": a job on one node
 
     @property
     def key(self) -> Key:
@@ -76,6 +78,9 @@ def order_of(command: Command) -> Order:
     if command.desired not in (records_pb2.DESIRED_RUN, records_pb2.DESIRED_STOP):
         raise BadOrder(f"command.desired: {command.desired} is neither run nor stop; upgrade the agent first")
     run = command.desired == records_pb2.DESIRED_RUN
+    if run and command.spec.nodes > 1 and not (command.rendezvous and 0 <= command.rank < command.spec.nodes):
+        place = f"rank {command.rank} of {command.spec.nodes}, rendezvous {command.rendezvous[:80]!r}"
+        raise BadOrder(f"command.rank, command.rendezvous: {place}; an order to run a gang's member needs both")
     if run and not command.spec.command:
         raise BadOrder(f"command.spec.command: empty for job {job}; an order to run needs one")
     spec = codec.from_message(JobSpec, command.spec) if command.HasField("spec") else None
@@ -90,6 +95,8 @@ def order_of(command: Command) -> Order:
         resume_digest=command.resume_digest,
         checkpoint_request=command.checkpoint_request,
         forget=command.forget,
+        rank=command.rank,
+        rendezvous=command.rendezvous,
     )
 
 
@@ -104,6 +111,8 @@ def command_of(order: Order) -> Command:
         resume_digest=order.resume_digest,
         checkpoint_request=order.checkpoint_request,
         forget=order.forget,
+        rank=order.rank,
+        rendezvous=order.rendezvous,
     )
     if order.spec:
         command.spec.CopyFrom(cast(records_pb2.JobSpec, codec.to_message(order.spec)))
@@ -149,6 +158,8 @@ def take(book: Book, order: Order) -> tuple[Book, str]:
     old = book.orders.get(order.key)
     if order.spec is None and old is not None:
         order = replace(order, spec=old.spec)
+    if not order.rendezvous and old is not None:
+        order = replace(order, rank=old.rank, rendezvous=old.rendezvous)
     if old is not None and replace(old, term=order.term) == order:
         return (book if order.term == book.term else replace(book, term=order.term)), ""
     closed = dict(book.closed)

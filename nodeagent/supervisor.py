@@ -72,6 +72,9 @@ class Supervisor:
         self._checkpoints = Checkpoints(store, dirs, executor.checkpoint_dir, clock, self._spawn, self.poke)
         data = memory.load()
         self._book = orders.from_bytes(data) if data is not None else Book()
+        for order in self._book.orders.values():
+            if order.rendezvous:
+                self._checkpoints.member(order.key, order.rank, -1)
         self._saved = self._book
         self._saving: tuple[Book, asyncio.Task[None]] | None = None
         self._processes: tuple[Process, ...] = ()
@@ -112,6 +115,8 @@ class Supervisor:
         book, refusal = orders.take(self._book, order)
         if refusal:
             log.warning("Command refused: %s", refusal)
+        if order.rendezvous:
+            self._checkpoints.member(order.key, order.rank, command.gang_step)
         if book is not self._book:
             self._book = book
             self.poke()
@@ -342,6 +347,8 @@ class Supervisor:
             devices=self._devices(order.slots),
             resume_from=str(self._resume_path(order)) if order.resume_step >= 0 else "",
             resume_step=order.resume_step,
+            rank=order.rank,
+            rendezvous=order.rendezvous,
         )
         self._in_doubt.add(order.key)
         await self._executor.start(launch, deadline_ms)

@@ -6,7 +6,7 @@ when real directories are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from failover.checkpoint.manifest import (
     decode,
     digest_of,
     encode,
+    joined,
 )
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.clock import Clock
@@ -135,9 +136,22 @@ class SimCheckpointStore:
         if self._clock is not None:
             await self._clock.sleep(self._chunk_ms)
 
-    async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+    async def put(
+        self, job: JobId, step: int, epoch: Epoch, directory: Path, part: bool = False
+    ) -> tuple[str, Manifest]:
         with self._uploading():
             return await self._put(job, step, epoch, directory)
+
+    async def join(self, job: JobId, step: int, epoch: Epoch, parts: Sequence[str]) -> tuple[str, Manifest]:
+        with self._uploading():
+            manifest = joined(job, step, epoch, [await self.manifest(job, step, digest) for digest in parts])
+            for chunk in chunks_of(manifest):
+                if chunk not in self.chunks:
+                    raise CheckpointDamaged(f"checkpoint {job} step {step}: chunk {chunk} is missing")
+            data = encode(manifest)
+            self.manifests[(job, step, digest_of(data))] = data
+            self._witness(job, step, digest_of(data))
+            return digest_of(data), manifest
 
     @contextmanager
     def _uploading(self) -> Iterator[None]:

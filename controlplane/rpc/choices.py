@@ -57,7 +57,7 @@ def _considered_now(
         room, holders = rated(region, world, settings, now)
         found = find_place(region, world, spec, migration, room, holders, policy.weights)
         fitting = found.considered if isinstance(found, Found) else ()
-        out = nodes_left_out(region, request_of(region, world, spec, migration), holders)
+        out = nodes_left_out(region, request_of(region, world, spec, migration, holders), holders)
         yield from _links(migration, "node", (*fitting, *out[:MOST_LEFT_OUT]), now.ledger_ms)
         if len(out) > MOST_LEFT_OUT:
             sentence = f"{len(out) - MOST_LEFT_OUT} more nodes are left out"

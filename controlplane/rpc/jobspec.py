@@ -17,6 +17,8 @@ DEFAULT_GRACE_MS = 30_000
 MAX_GRACE_MS = 3_600_000
 MAX_RESTARTS = 1_000
 MAX_DEVICES = 64
+MAX_NODES = 64
+"""Of a gang: its members are sub-records of one run record, which each of their agents' reports rewrites."""
 MAX_PRIORITY = 1_000_000
 MAX_ARGUMENTS = 256
 MAX_COMMAND_BYTES = 64 * 1024
@@ -50,6 +52,7 @@ def checked_spec(message: records_pb2.JobSpec, regions: Collection[RegionId]) ->
         max_restarts=_between("spec.max_restarts", spec.max_restarts, 0, MAX_RESTARTS),
         priority=_between("spec.priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY),
         residency=name("spec.residency", spec.residency) if spec.residency else "",
+        nodes=_between("spec.nodes", spec.nodes or 1, 1, MAX_NODES),
     )
 
 

@@ -222,7 +222,7 @@ def _jobs(scene: Scene) -> Iterable[Mapping[str, Any]]:
             "state": held.record.state.value,
             "region": owner.record.region if owner else "",
             "node": owner.record.node if owner else "",
-            "devices": held.record.spec.devices,
+            "devices": held.record.spec.all_devices,
             "restarts": held.record.restarts,
             "submitted_by": held.record.submitted_by,
             "submitted_ms": held.record.submitted_ms,

@@ -7,16 +7,17 @@ from typing import cast
 
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.orders import Orders
-from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun
+from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun, has_ended
 from controlplane.shell.session import AgentStream
 from failover.domain.fencing import command_for
+from failover.domain.gang import Member, member_on, rank_on, wanted_part
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import Epoch, JobId, slot_of
+from gridkeeper.ids import Epoch, JobId, NodeId, slot_of
 from gridkeeper.keys import KEYS
 from gridkeeper.ports.clock import Clock
 from gridkeeper.records.common import Desired
-from gridkeeper.records.jobs import OwnershipRecord, RunPhase, RunRecord
+from gridkeeper.records.jobs import OwnershipRecord, RunRecord
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import Command, ControlFrame, Workload
 
@@ -70,25 +71,25 @@ class Commands:
             if held is None:
                 continue
             owner: OwnershipRecord = held.record
-            run = self._run(owner.job, owner.epoch)
-            if run and run.record.phase is RunPhase.EXITED:
+            run, member = self._run(owner.job, owner.epoch), member_on(owner, stream.node)
+            if member is None or (run and has_ended(run.record, member.rank)):
                 continue
-            made_of = (int(held.revision), self._term)
+            made_of = (int(held.revision), self._term, self._gang_step(run))
             made = before.get(job)
-            command = made[1] if made and made[0] == made_of else self._command(owner)
+            command = made[1] if made and made[0] == made_of else self._command(owner, member, made_of[2])
             stream.commands[job] = (made_of, command)
-            if command.desired == records_pb2.DESIRED_RUN and run and has_begun(run.record):
+            if command.desired == records_pb2.DESIRED_RUN and run and has_begun(run.record, member.rank):
                 if stream.report is None:
                     continue
                 if not goes_on(stream.report, owner.job, owner.epoch):
-                    command = self._command(owner)
+                    command = self._command(owner, member, made_of[2])
                     command.desired = records_pb2.DESIRED_STOP
             wanted[f"{owner.job}@{owner.epoch}"] = command
         for workload in stream.report.workloads if stream.report else ():
             epoch = epoch_of(workload.epoch)
             name = f"{workload.job}@{epoch}"
             if name not in wanted and not self.behind(JobId(workload.job), epoch):
-                wanted[name] = self._over(workload, epoch)
+                wanted[name] = self._over(stream.node, workload, epoch)
         return wanted
 
     def behind(self, job: JobId, epoch: Epoch) -> bool:
@@ -100,24 +101,33 @@ class Commands:
     def _run(self, job: JobId, epoch: Epoch) -> Versioned[RunRecord] | None:
         return self._world.newest("runs", run_name(job, epoch))
 
-    def _command(self, owner: OwnershipRecord) -> Command:
+    def _gang_step(self, run: Versioned[RunRecord] | None) -> int:
+        if run is None or not run.record.members:
+            return -1
+        head = self._world.newest("heads", run.record.job)
+        return wanted_part(run.record, head.record.step if head else -1)
+
+    def _command(self, owner: OwnershipRecord, member: Member, gang_step: int) -> Command:
         return Command(
             term=self._term,
             job=owner.job,
             epoch=epoch_message(owner.epoch),
             desired=records_pb2.DESIRED_RUN if command_for(owner) is Desired.RUN else records_pb2.DESIRED_STOP,
             spec=cast(records_pb2.JobSpec, codec.to_message(owner.spec)),
-            slots=[slot_of(device) for device in owner.devices],
+            slots=[slot_of(device) for device in member.devices],
             resume_step=owner.resume_step,
             resume_digest=owner.resume_digest,
             checkpoint_request=owner.checkpoint_request,
             trace=owner.trace,
+            rank=member.rank,
+            rendezvous=owner.rendezvous,
+            gang_step=gang_step,
         )
 
-    def _over(self, workload: Workload, epoch: Epoch) -> Command:
+    def _over(self, node: NodeId, workload: Workload, epoch: Epoch) -> Command:
         """For an epoch that ownership does not want here (any more)."""
         run = self._run(JobId(workload.job), epoch)
-        durable = run is not None and run.record.phase is RunPhase.EXITED
+        durable = run is not None and has_ended(run.record, rank_on(run.record, node))
         owner = self._world.newest("ownership", workload.job)
         return Command(
             term=self._term,

@@ -12,15 +12,17 @@ from controlplane.shell.commands import Commands, run_name
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.nodefindings import NodeFindings
 from controlplane.shell.ownerview import OwnerView
-from controlplane.shell.runs import epoch_of, progressed, run_record, said_of, says_more, step_every_ms
+from controlplane.shell.parts import Parts, Refused
+from controlplane.shell.runs import epoch_of, gang_record, progressed, said_of, says_more, step_every_ms
 from controlplane.shell.session import AgentStream, Noted
 from controlplane.shell.writer import GroupWriter
 from failover.domain.fencing import Refusal, commit_head, may_acknowledge
+from failover.domain.gang import member_on, rank_on
 from gridkeeper.decision import ABSENT, Decision, Put, Versioned
 from gridkeeper.ids import Epoch, JobId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS
 from gridkeeper.ports.clock import Clock
-from gridkeeper.ports.jobs import CheckpointError, CheckpointStore
+from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.store import StoreError
 from gridkeeper.records.jobs import RunRecord
 from gridkeeper.snapshot import GlobalState
@@ -38,6 +40,7 @@ from gridkeeper.v1.agent_pb2 import (
 log = logging.getLogger("gridkeeper.jobfeed")
 
 RETRY_MS = 250
+AGAIN_MS = 50
 NEVER_MS = -(1 << 40)
 
 
@@ -64,6 +67,7 @@ class JobFeed:
         self._checkpoints = checkpoints
         self._clock = clock
         self._timings = timings
+        self._parts = Parts(world, self._writer, checkpoints, clock)
         self._commands = Commands(world, clock)
         self._findings = NodeFindings(local)
         self.streams: Callable[[], int] = lambda: 0
@@ -136,8 +140,10 @@ class JobFeed:
             for workload in report.workloads if report else ():
                 try:
                     await self._record(stream, workload, at_ms)
-                except Conflict:
-                    log.info("run of %s changed meanwhile; the next report decides", workload.job)
+                except Conflict:  # another member's agent has reported, or a leader has decided
+                    log.info("run of %s changed meanwhile; it is looked at again", workload.job)
+                    await self._clock.sleep(AGAIN_MS)
+                    stream.reported.set()
                 except StoreError as error:
                     log.warning("run of %s waits for the global store: %s", workload.job, error)
 
@@ -145,12 +151,14 @@ class JobFeed:
         job, epoch = JobId(workload.job), epoch_of(workload.epoch)
         old = self._run(job, epoch)
         owner = self._world.newest("ownership", job)
-        mine = old.record.node == stream.node if old else False
-        if not mine and not (owner and owner.record.node == stream.node and owner.record.epoch == epoch):
+        mine = rank_on(old.record, stream.node) >= 0 if old else False
+        owns = owner is not None and owner.record.epoch == epoch and member_on(owner.record, stream.node) is not None
+        if not mine and not owns:
             # A node reports only for itself: nothing is written about an epoch that was never given to it.
             log.warning("%s reports %s epoch %s, which is not its own: ignored", stream.node, job, epoch)
             return
-        new = run_record(workload, old.record if old else None, self._region, stream.node, at_ms)
+        given = owner.record if owner and owns else None
+        new = gang_record(workload, old.record if old else None, given, self._region, stream.node, at_ms)
         key = KEYS.run(job, epoch.generation, epoch.number)
         if old and not says_more(old.record, new):
             stream.noted[job, epoch] = Noted(said_of(workload), old.revision)
@@ -207,7 +215,8 @@ class JobFeed:
         if self._commands.behind(job, epoch):
             return None
         owner = self._world.newest("ownership", job)
-        if owner is None or owner.record.node != stream.node:
+        member = member_on(owner.record, stream.node) if owner else None
+        if owner is None or member is None:
             return ack(False, f"{job} is not owned by {stream.node}")
         if owner.record.epoch != epoch:  # before it is verified: nothing mends this one
             return ack(False, f"{job} is owned at epoch {owner.record.epoch}")
@@ -217,24 +226,33 @@ class JobFeed:
         written = self._world.newest("checkpoints", KEYS.checkpoint_name(job, ready.step))
         if written and (written.record.epoch, written.record.digest) == (epoch, ready.digest):
             return ack(True)  # as suspect, so it is no head; the answer was late, and the agent asks again
-        try:
-            manifest = await self._checkpoints.verify(job, ready.step, ready.digest)
-        except CheckpointError as error:
-            return ack(False, str(error), retry=True)  # the object store may be away, or have lost what the host has
-        tainted = suspicion(self._findings.of(stream.node), owner.record.devices)
-        if tainted:
-            log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
+        gang = owner.record.spec.members > 1
+        joined = [of.record for of in (head, written) if of is not None]
+        if gang and any((of.step, of.epoch) == (ready.step, epoch) for of in joined):
+            return ack(True)  # by whoever saw its last part
+
+        def suspect() -> bool:
+            tainted = suspicion(self._findings.of(stream.node), member.devices)
+            if tainted:
+                log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
+            return tainted is not None
+
+        whole = await self._parts.take(stream.node, ready, gang, head.record.step if head else -1, suspect)
+        if whole is None:
+            return None
+        if isinstance(whole, Refused):
+            return ack(False, whole.reason, whole.retry)
         world = self._about(job, ready.step)
         outcome = commit_head(
             job=job,
             epoch=epoch,
             step=ready.step,
-            digest=ready.digest,
-            size_bytes=manifest.size_bytes,
+            digest=whole.digest,
+            size_bytes=whole.size_bytes,
             region=self._region,
             world=world,
             ledger_ms=ledger_ms(),
-            suspect=tainted is not None,
+            suspect=whole.suspect,
         )
         if isinstance(outcome, Refusal):
             return ack(False, outcome.sentence, retry=KEYS.head(job) in world.suspect_keys)
@@ -245,4 +263,5 @@ class JobFeed:
             await self._clock.sleep(RETRY_MS)
             return None
         await self._writer.caught_up(revision)
+        await self._parts.clear(whole, job, ready.step)
         return ack(True)

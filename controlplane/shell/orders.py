@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from controlplane.shell.mirror import Changed, Mirror
+from failover.domain.gang import nodes_of
 from gridkeeper.ids import JobId, NodeId
 
 
@@ -18,13 +19,13 @@ class Orders:
 
     def __init__(self, world: Mirror) -> None:
         self._world = world
-        self._node_of: dict[JobId, NodeId] = {}
+        self._nodes_of: dict[JobId, tuple[NodeId, ...]] = {}
         self._jobs_of: dict[NodeId, set[JobId]] = {}
         self._waiting: dict[NodeId, list[asyncio.Event]] = {}
         world.listen(("ownership", "runs", "leader"), self._heard)
 
     def jobs_of(self, node: NodeId) -> list[JobId]:
-        """Jobs whose ownership record names the node, sorted."""
+        """Jobs whose ownership record names the node, sorted. A gang's names several."""
         return sorted(self._jobs_of.get(node, ()))
 
     @contextmanager
@@ -44,23 +45,23 @@ class Orders:
         for name in changed.get("ownership", ()):
             woken |= self._move(JobId(name))
         for name in changed.get("runs", ()):
-            node = self._node_of.get(JobId(name.partition("/")[0]))
-            if node is not None:
-                woken.add(node)
+            woken.update(self._nodes_of.get(JobId(name.partition("/")[0]), ()))
         self._wake(woken)
 
     def _move(self, job: JobId) -> set[NodeId]:
         """The nodes that it concerns: where the job was, and where it is."""
-        before, held = self._node_of.pop(job, None), self._world.newest("ownership", job)
-        after: NodeId | None = held.record.node if held else None
-        if before is not None and before != after:
-            self._jobs_of[before].discard(job)
-            if not self._jobs_of[before]:
-                del self._jobs_of[before]
-        if after is not None:
-            self._node_of[job] = after
-            self._jobs_of.setdefault(after, set()).add(job)
-        return {node for node in (before, after) if node is not None}
+        before, held = self._nodes_of.pop(job, ()), self._world.newest("ownership", job)
+        after = nodes_of(held.record) if held else ()
+        for node in before:
+            if node not in after:
+                self._jobs_of[node].discard(job)
+                if not self._jobs_of[node]:
+                    del self._jobs_of[node]
+        if after:
+            self._nodes_of[job] = after
+        for node in after:
+            self._jobs_of.setdefault(node, set()).add(job)
+        return {*before, *after}
 
     def _wake(self, nodes: Collection[NodeId]) -> None:
         for node in sorted(nodes):  # in an order that is the same in every run of the simulator

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from failover.domain.gang import folded, nodes_of, unheard
 from gridkeeper.ids import Epoch, JobId, NodeId, RegionId
-from gridkeeper.records.jobs import RunPhase, RunRecord
+from gridkeeper.records.jobs import MemberRun, OwnershipRecord, RunPhase, RunRecord, only_progress
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import Workload, WorkloadReport
 
@@ -45,9 +46,17 @@ def phase_of(workload: Workload) -> RunPhase:
     return phase
 
 
-def has_begun(run: RunRecord) -> bool:
-    """A process of that epoch was seen."""
-    return run.first_step >= 0 or run.phase in (RunPhase.RUNNING, RunPhase.STOPPING)
+def has_begun(run: RunRecord, rank: int) -> bool:
+    """A process of that epoch was seen; of a gang: of that member."""
+    of: RunRecord | MemberRun = run.members[rank] if run.members else run
+    return of.first_step >= 0 or of.phase in (RunPhase.RUNNING, RunPhase.STOPPING)
+
+
+def has_ended(run: RunRecord, rank: int) -> bool:
+    """Its end is on record; of a gang: that member's."""
+    if run.members:
+        return rank >= 0 and run.members[rank].phase is RunPhase.EXITED
+    return run.phase is RunPhase.EXITED
 
 
 def goes_on(report: WorkloadReport, job: JobId, epoch: Epoch) -> bool:
@@ -93,6 +102,73 @@ def run_record(workload: Workload, old: RunRecord | None, region: RegionId, node
     )
 
 
+def gang_record(
+    workload: Workload,
+    old: RunRecord | None,
+    owner: OwnershipRecord | None,
+    region: RegionId,
+    node: NodeId,
+    wall_ms: int,
+) -> RunRecord:
+    """``run_record`` of a job on any number of nodes: what the agent of one of them reports is written into its member,
+    and the record says what the members come to. ``owner``: of that epoch; it is needed for the first report."""
+    if old is not None:
+        members = old.members
+    else:
+        nodes = nodes_of(owner) if owner else ()
+        members = tuple(unheard(of) for of in nodes) if len(nodes) > 1 else ()
+    if not members:
+        return run_record(workload, old, region, node, wall_ms)
+    rank = next(number for number, member in enumerate(members) if member.node == node)
+    before = members[rank]
+    if before.phase is RunPhase.EXITED and old is not None:
+        return old
+    alone = run_record(workload, _alone(workload, region, before) if before.reported else None, region, node, wall_ms)
+    ended = workload.phase == records_pb2.RUN_PHASE_EXITED
+    member = replace(
+        before,
+        reported=True,
+        phase=alone.phase,
+        exit_code=workload.exit_code if ended else 0,
+        exit_signal=workload.exit_signal if ended else 0,
+        stop_confirmed=alone.stop_confirmed,
+        stopped_by_us=alone.stopped_by_us,
+        first_step=alone.first_step,
+        last_step=alone.last_step,
+        first_step_ms=alone.first_step_ms,
+        last_step_ms=alone.last_step_ms,
+        started_ms=alone.started_ms,
+        ended_ms=before.ended_ms or (wall_ms - min(max(0, workload.ended_age_ms), MAX_AGE_MS) if ended else 0),
+        last_loss=alone.last_loss,
+        reason=alone.reason,
+    )
+    return folded(replace(alone, members=()), (*members[:rank], member, *members[rank + 1 :]))
+
+
+def _alone(workload: Workload, region: RegionId, member: MemberRun) -> RunRecord:
+    """What is on record of one member, as of a job on one node."""
+    return RunRecord(
+        job=JobId(workload.job),
+        epoch=epoch_of(workload.epoch),
+        region=region,
+        node=member.node,
+        phase=member.phase,
+        exit_code=member.exit_code,
+        exit_signal=member.exit_signal,
+        stop_confirmed=member.stop_confirmed,
+        stopped_by_us=member.stopped_by_us,
+        resumed_step=-1,
+        first_step=member.first_step,
+        last_step=member.last_step,
+        first_step_ms=member.first_step_ms,
+        last_step_ms=member.last_step_ms,
+        started_ms=member.started_ms,
+        ended_ms=member.ended_ms,
+        last_loss=member.last_loss,
+        reason=member.reason,
+    )
+
+
 def said_of(workload: Workload) -> tuple[object, ...]:
     """What a report says of a run beyond progress and ages: while this and the record stay as they are, so does
     ``run_record`` but for progress."""
@@ -121,7 +197,7 @@ def says_more(old: RunRecord | None, new: RunRecord) -> bool:
         return True
     if old.phase is RunPhase.EXITED:
         return False
-    return replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss) != old
+    return not only_progress(old, new)
 
 
 def progressed(old: RunRecord, new: RunRecord) -> bool:

@@ -66,7 +66,8 @@ class AgentStream:
     written_ms: dict[tuple[JobId, Epoch], int] = field(default_factory=dict)  # alike: when a record was last written
     orders: asyncio.Event = field(default_factory=asyncio.Event)  # what should run on the node is to be looked at
     told: Mapping[str, Command] = field(default_factory=dict)  # job and epoch -> what the node was last told
-    commands: dict[JobId, tuple[tuple[int, int], Command]] = field(default_factory=dict)  # as made of ownership, term
+    commands: dict[JobId, tuple[tuple[int, int, int], Command]] = field(default_factory=dict)
+    # as made of ownership, term and the gang's step
     repeat_ms: int = 0  # when the commands are to be told again
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     logs: dict[int, asyncio.Future[LogChunk]] = field(default_factory=dict)

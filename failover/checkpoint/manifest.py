@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from blake3 import blake3
@@ -95,6 +96,23 @@ def decode(data: bytes, job: JobId, step: int, digest: str) -> Manifest:
         raise CheckpointError(f"{name}: its manifest does not parse: {error!r}") from error
     if (manifest.job, manifest.step) != (job, step):
         raise CheckpointError(f"{name}: its manifest is of {manifest.job} step {manifest.step}")
+    check(manifest)
+    return manifest
+
+
+def joined(job: JobId, step: int, epoch: Epoch, parts: Sequence[Manifest]) -> Manifest:
+    """The files of all parts side by side, as ranks write into one directory of a shared file system. What several of
+    them wrote alike is there once. Raises ``CheckpointError`` for a file of two contents."""
+    files: dict[str, tuple[int, ManifestFile]] = {}
+    for rank, part in enumerate(parts):
+        for file in part.files:
+            other, before = files.setdefault(file.path, (rank, file))
+            if before.chunks != file.chunks or before.size_bytes != file.size_bytes:
+                raise CheckpointError(
+                    f"checkpoint {job} step {step}: ranks {other} and {rank} wrote {file.path!r} with different "
+                    "contents; put the rank into the names of files that are not the same everywhere"
+                )
+    manifest = Manifest(job, step, epoch, tuple(files[path][1] for path in sorted(files)))
     check(manifest)
     return manifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -29,6 +29,7 @@ from failover.checkpoint.manifest import (
     decode,
     digest_of,
     encode,
+    joined,
 )
 from failover.checkpoint.objects import ObjectBlobs
 from failover.checkpoint.parallel import each, in_order, together
@@ -80,7 +81,9 @@ class BlobCheckpointStore:
 
     # -- the port ----------------------------------------------------------------------------------------------------
 
-    async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+    async def put(
+        self, job: JobId, step: int, epoch: Epoch, directory: Path, part: bool = False
+    ) -> tuple[str, Manifest]:
         """See ``CheckpointStore.put``. Chunks that are there already are not sent again, so a put that was interrupted
         goes on where it was."""
         checked_job(job)
@@ -88,7 +91,8 @@ class BlobCheckpointStore:
             raise CheckpointError(f"checkpoint {job}: step {step} is negative; name the directory step-<n> with n ≥ 0")
         await self._blocking(self._blobs.prepare)
         found = await self._blocking(lambda: files.walk(directory))
-        await self._blocking(lambda: refuse_incomplete(directory, found))
+        if not part:
+            await self._blocking(lambda: refuse_incomplete(directory, found))
         pieces = ((f, number * CHUNK_BYTES, n) for f in found for number, n in enumerate(chunk_sizes(f.size_bytes)))
         digests: list[str] = []
         async with Upload(self._blobs, self._chunks, self._threads, self._clock) as upload:
@@ -101,6 +105,18 @@ class BlobCheckpointStore:
             following = iter(digests)
             manifest = Manifest(job, step, epoch, tuple(_entry(file, following) for file in found))
             check(manifest)
+            return await self._finish(upload, manifest), manifest
+
+    async def join(self, job: JobId, step: int, epoch: Epoch, parts: Sequence[str]) -> tuple[str, Manifest]:
+        """See ``CheckpointStore.join``. It is an upload that sends nothing, so that no sweep takes a chunk of it."""
+        found = [await self.manifest(job, step, digest) for digest in parts]
+        manifest = joined(job, step, epoch, found)
+        async with Upload(self._blobs, self._chunks, self._threads, self._clock) as upload:
+            sizes = tuple(chunks_of(manifest).items())
+            there = await each(self._threads, self._width, lambda chunk: upload.have(*chunk), sizes)
+            missing = [chunk for (chunk, _), here in zip(sizes, there, strict=True) if not here]
+            if missing:
+                raise CheckpointDamaged(f"checkpoint {job} step {step}: chunk {missing[0]} is missing")
             return await self._finish(upload, manifest), manifest
 
     async def _unchanged(self, directory: Path, found: tuple[files.Found, ...]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gridkeeper.decision import Versioned
-from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.ids import DeviceId, NodeId, node_of
 from gridkeeper.records.common import Scope, Severity
 from gridkeeper.records.faults import DrainRecord, DrainState, FindingRecord, IncidentRecord, IncidentState
 from gridkeeper.snapshot import RegionState
@@ -51,11 +51,12 @@ def of_exit(state: RegionState, node: NodeId, devices: tuple[DeviceId, ...], end
 
 
 def open_incidents(state: RegionState, node: NodeId, devices: tuple[DeviceId, ...]) -> Iterator[IncidentRecord]:
-    """Unresolved incidents on the node or these devices that speak of failing hardware, in order of id."""
+    """Unresolved incidents on the node, these devices or their nodes that speak of failing hardware, in order of id."""
     by_subject = state.memo.once(_unresolved, state.incidents)
     if not by_subject:
         return
-    found = [record for subject in {str(node), *devices} for record in by_subject.get(subject, ())]
+    subjects = {str(node), *devices, *map(node_of, devices)}
+    found = [record for subject in subjects for record in by_subject.get(subject, ())]
     for record in sorted(found, key=_id):
         if of_hardware(state.findings, record):
             yield record

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from failover.domain.gang import member_on
 from gridkeeper.decision import ABSENT, Decision, Guard, Put, Versioned, guards_of
 from gridkeeper.ids import Epoch, JobId, NodeId, RegionId, Revision
 from gridkeeper.keys import KEYS
@@ -43,7 +44,7 @@ def may_acknowledge(
     if ownership is None or not grant_held or not 0 <= view_age_ms < timings.stale_ms:
         return False
     record = ownership.record
-    return record.node == node and record.epoch == epoch and record.revoke is None
+    return record.epoch == epoch and record.revoke is None and member_on(record, node) is not None
 
 
 def takeover_allowed(seen_ms: int, now_mono_ms: int, timings: Timings) -> bool:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from failover.domain.eligible import barred, drained_devices, eligible
 from failover.domain.evidence import open_incidents
+from failover.domain.gang import members_of, nodes_of
 from failover.domain.holders import Holders, Room
 from failover.domain.places import DEFAULT_WEIGHTS, Found, NoRoom, Place, Request, place
 from gridkeeper.decision import Guard, Versioned, guards_of
-from gridkeeper.ids import DeviceId, NodeId
+from gridkeeper.ids import DeviceId, node_of
 from gridkeeper.keys import RegionKeys
 from gridkeeper.policy.model import PlacementWeights
 from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, ReservationRecord
 from gridkeeper.snapshot import GlobalState, RegionState
 
 
-def relied_guards(state: RegionState, place: Place) -> tuple[Guard, ...]:
+def relied_guards(state: RegionState, devices: tuple[DeviceId, ...]) -> tuple[Guard, ...]:
     """Guards on everything that made these devices eligible."""
     keys = RegionKeys(state.region)
-    pairs: list[tuple[str, Versioned[object] | None]] = [
-        (keys.liveness(place.node), state.liveness.get(place.node)),
-        (keys.cordon(place.node), state.cordons.get(place.node)),
-    ]
-    for device in place.devices:
+    pairs: list[tuple[str, Versioned[object] | None]] = []
+    for node in dict.fromkeys(map(node_of, devices)):
+        pairs += [(keys.liveness(node), state.liveness.get(node)), (keys.cordon(node), state.cordons.get(node))]
+    for device in devices:
         pairs += [
             (keys.cordon(device), state.cordons.get(device)),
             (keys.device(device), state.devices.get(device)),
@@ -32,24 +32,58 @@ def relied_guards(state: RegionState, place: Place) -> tuple[Guard, ...]:
 
 def blamed(state: RegionState, world: GlobalState, migration: MigrationRecord) -> frozenset[DeviceId]:
     """Source devices that this migration must not come back to: those with an open incident, and all of them when the
-    job is to leave while it runs. (What a drain takes out is barred for everybody.)"""
+    job is to leave while it runs; of a gang that leaves for a drain, all but what is out of order, since its good
+    members stay. (What a drain takes out is barred for everybody.)"""
     owner = world.ownership.get(migration.job)
     if owner is None or owner.record.region != state.region or migration.kind is MigrationKind.START:
         return frozenset()
-    if migration.kind is MigrationKind.PLANNED:
+    gang = owner.record.spec.members > 1
+    if migration.kind is MigrationKind.PLANNED and not (gang and migration.drain):
         return frozenset(owner.record.devices)
     suspects = {i.subject for i in open_incidents(state, owner.record.node, owner.record.devices)}
-    if owner.record.node in suspects:
-        return frozenset(owner.record.devices)
-    return frozenset(d for d in owner.record.devices if d in suspects)
+    return frozenset(d for d in owner.record.devices if d in suspects or node_of(d) in suspects)
 
 
-def request_of(state: RegionState, world: GlobalState, spec: JobSpec, migration: MigrationRecord) -> Request:
-    """What a migration asks this region for. The node that the job is to leave is taken last."""
+def staying(
+    state: RegionState, world: GlobalState, spec: JobSpec, migration: MigrationRecord, holders: Holders
+) -> dict[int, Place]:
+    """By rank: the members of a gang that are well, and keep their place. Their processes end before the new epoch
+    starts there. A job on one node has none: when it moves, all of it does."""
     owner = world.ownership.get(migration.job)
-    here = owner is not None and owner.record.region == state.region
-    last = frozenset({owner.record.node}) if owner is not None and here else frozenset[NodeId]()
-    return Request(migration.job, max(1, spec.devices), 1, spec.model, blamed(state, world, migration), last)
+    if spec.members == 1 or owner is None or owner.record.region != state.region:
+        return {}
+    if migration.kind is MigrationKind.START:
+        return {}
+    bad, fit = blamed(state, world, migration), eligible(state)
+    found: dict[int, Place] = {}
+    for member in members_of(owner.record.devices)[: spec.members]:
+        good = [
+            device
+            for device in member.devices
+            if device in fit.get(member.node, ()) and device not in bad and not holders.others(device, migration.job)
+        ]
+        if len(good) == len(member.devices) == max(1, spec.devices):
+            found[member.rank] = Place(member.node, member.devices)
+    return found
+
+
+def request_of(
+    state: RegionState, world: GlobalState, spec: JobSpec, migration: MigrationRecord, holders: Holders
+) -> Request:
+    """What a migration asks this region for. The nodes that the job is to leave are taken last, and spares of a gang
+    are sought near the members that stay."""
+    owner = world.ownership.get(migration.job)
+    stay = tuple(place.node for place in staying(state, world, spec, migration, holders).values())
+    last = nodes_of(owner.record) if owner is not None and owner.record.region == state.region else ()
+    return Request(
+        job=migration.job,
+        devices=max(1, spec.devices),
+        members=spec.members - len(stay),
+        model=spec.model,
+        avoid=blamed(state, world, migration),
+        last=frozenset(last) - frozenset(stay),
+        beside=stay,
+    )
 
 
 def find_place(
@@ -61,8 +95,15 @@ def find_place(
     holders: Holders,
     weights: PlacementWeights = DEFAULT_WEIGHTS,
 ) -> Found | NoRoom:
-    """A place for a migration that comes here, with what else was considered."""
-    return place(state, request_of(state, world, spec, migration), room, holders, weights)
+    """A place for each member of a job that comes here, by rank, with what else was considered."""
+    stay = staying(state, world, spec, migration, holders)
+    if len(stay) == spec.members:
+        return Found(tuple(stay[rank] for rank in range(spec.members)), ())
+    found = place(state, request_of(state, world, spec, migration, holders), room, holders, weights)
+    if isinstance(found, NoRoom):
+        return found
+    new = iter(found.places)
+    return Found(tuple(stay[rank] if rank in stay else next(new) for rank in range(spec.members)), found.considered)
 
 
 def unfit(
@@ -74,11 +115,11 @@ def unfit(
 ) -> str:
     """Why a reservation that no epoch uses yet is no longer good; "" if it is."""
     record = reservation.record
-    if len(record.devices) != max(1, spec.devices):
-        return f"{len(record.devices)} devices are reserved, {spec.devices} are needed"
-    fit = eligible(state).get(record.node, ())
+    if len(record.devices) != spec.all_devices:
+        return f"{len(record.devices)} devices are reserved, {spec.all_devices} are needed"
+    fit = eligible(state)
     for device in record.devices:
-        if device not in fit:
+        if device not in fit.get(node_of(device), ()):
             drained = "a drain keeps new work off it" if device in drained_devices(state) else ""
             return f"{device}: {barred(state, device) or drained}"
         if device in excluded:

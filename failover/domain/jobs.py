@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from failover.domain.births import Cause, begin, ended
+from failover.domain.gang import is_broken, nodes_of
 from failover.domain.indexes import (
     LANDED,
     active_migrations,
@@ -75,8 +76,11 @@ def _one(
         return _stop(world, settings, now, job, owner, run, active)
     if owner is None:
         return _start(world, settings, now, job, active)
-    if active is None and job.record.restarts > job.record.spec.max_restarts and confirmed_stopped(run):
-        return _fail(job, owner, run, now)
+    if active is None and job.record.restarts > job.record.spec.max_restarts:
+        if confirmed_stopped(run):
+            return _fail(job, owner, run, now)
+        if is_broken(run):
+            return _stop_the_rest(job, owner, run)
     if active is None and owner.record.desired is Desired.STOP:
         # It was stopped by a migration or a human, and a human wants it to run: from its newest checkpoint, at a new
         # epoch.
@@ -119,7 +123,7 @@ def _seen(
     waits: str,
 ) -> tuple[JobState, str]:
     """State and reason of a job that is owned and wanted. The reason holds no ages: it changes only with its facts."""
-    epoch, node = owner.record.epoch, owner.record.node
+    epoch, node = owner.record.epoch, ", ".join(nodes_of(owner.record))
     moving = f"migration {active.record.id} moves it" if active else "no migration yet"
     waiting = _waiting(world, settings, now, job, active) if active else ""
     if waiting:
@@ -134,6 +138,8 @@ def _seen(
             return JobState.RUNNING, f"epoch {epoch} runs on {node}{leaving}"
         case RunPhase.STARTING:
             return JobState.STARTING, f"epoch {epoch} starts on {node}; {moving}"
+        case RunPhase.STOPPING if is_broken(run):
+            return JobState.STARTING, f"epoch {epoch} on {node} cannot go on ({run.record.reason}); {moving}"
         case RunPhase.STOPPING if owner.record.desired is Desired.RUN and not run.record.stopped_by_us:
             return JobState.RUNNING, f"epoch {epoch} ends on {node}; its last checkpoint is being stored"
         case RunPhase.RUNNING | RunPhase.STOPPING:
@@ -198,6 +204,17 @@ def _stop(
 def _succeed(job: Versioned[JobRecord], owner: Owner, run: Run | None, active: Migration | None, now: Now) -> Decision:
     reason = f"epoch {owner.record.epoch} ended by itself on {owner.record.node} with exit status 0"
     return _end(job, owner, run, active, JobState.SUCCEEDED, reason, now)
+
+
+def _stop_the_rest(job: Versioned[JobRecord], owner: Owner, run: Run | None) -> Decision | None:
+    """A gang that is given up has members that live: they are stopped before it counts as failed."""
+    name = job.record.spec.name
+    if owner.record.desired is Desired.STOP:
+        return None
+    put = Put(KEYS.ownership(name), replace(owner.record, desired=Desired.STOP), owner.revision)
+    sentence = f"the other members of {name} epoch {owner.record.epoch} are asked to stop: {job.record.reason}"
+    guards = guards_of([(KEYS.job(name), job), (run_key(name, owner.record.epoch), run)])
+    return Decision("executor.stop", sentence, (put,), guards, f"job/{name}", (), job.record.trace)
 
 
 def _fail(job: Versioned[JobRecord], owner: Owner, run: Run | None, now: Now) -> Decision:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from failover.domain.births import ended
+from failover.domain.gang import is_broken, rendezvous_port, unheard_members
 from failover.domain.indexes import confirmed_stopped, next_epoch, run_key, run_of, succeeded
 from gridkeeper.decision import Decision, Draft, Now, Put, Versioned, guards_of
+from gridkeeper.ids import Epoch
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired, Stamp
 from gridkeeper.records.jobs import (
@@ -57,6 +59,7 @@ def move_ownership(
             migration=record.id,
             spec=spec,
             trace=record.trace,
+            rendezvous=_rendezvous(world, record, epoch, offer.record),
         ),
         owner,
     )
@@ -93,6 +96,12 @@ def move_ownership(
     return Decision(
         "fence.bump_epoch", sentence, draft.writes(), guards, f"migration/{record.id}", cited(record), record.trace
     )
+
+
+def _rendezvous(world: GlobalState, record: MigrationRecord, epoch: Epoch, offer: OfferRecord) -> str:
+    if not offer.address:
+        return ""
+    return f"{offer.address}:{rendezvous_port(world, record.job, epoch, offer.node)}"
 
 
 def cited(record: MigrationRecord) -> tuple[str, ...]:
@@ -143,11 +152,15 @@ def follow_start(
     facts = run.record
     if facts.first_step >= 0:
         reached = MigrationState.DONE
-    elif facts.phase is RunPhase.EXITED:
+    elif facts.phase is RunPhase.EXITED or is_broken(run):
         if succeeded(run):
             return None  # it finished without a step: the job's own decision closes both
         status = f"signal {facts.exit_signal}" if facts.exit_signal else f"exit status {facts.exit_code}"
         why = f"epoch {record.target_epoch} ended on {facts.node} before its first step ({status}; {facts.reason})"
+        return _give_up(migration, run, why, now)
+    elif unheard_members(facts) and now.mono_ms - migration.seen_ms >= 2 * settings.timings.takeover_ms:
+        missing = ", ".join(unheard_members(facts))
+        why = f"{missing} has not reported epoch {record.target_epoch} within {2 * settings.timings.takeover_ms} ms"
         return _give_up(migration, run, why, now)
     elif facts.phase is RunPhase.STARTING:
         reached = MigrationState.STARTING

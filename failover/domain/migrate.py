@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from failover.domain.births import ended
+from failover.domain.gang import is_broken
 from failover.domain.indexes import (
     LANDED,
     confirmed_stopped,
@@ -29,7 +30,7 @@ from failover.domain.late import decide_corrections
 from failover.domain.targets import Ask, Ready, Wait, ask_elsewhere, seek_target
 from failover.domain.turns import Turns, first_come
 from gridkeeper.decision import Decision, Delete, Draft, Guard, Now, Put, Versioned, guards_of
-from gridkeeper.ids import DeviceId, RegionId
+from gridkeeper.ids import DeviceId, RegionId, node_of
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
 from gridkeeper.records.jobs import (
@@ -140,7 +141,7 @@ class _Step:
             return self._bring()
         if self.record.kind is not MigrationKind.PLANNED:
             return self._fence(self.owner, self.record.reason)
-        if confirmed_stopped(self.run):
+        if confirmed_stopped(self.run) or is_broken(self.run):
             return self._source_crashed(self.owner)
         target = self._seek()
         if isinstance(target, Ask):
@@ -167,7 +168,7 @@ class _Step:
     def _pre_copying(self) -> Decision | None:
         if self.owner is None:
             return None
-        if confirmed_stopped(self.run):
+        if confirmed_stopped(self.run) or is_broken(self.run):
             return self._source_crashed(self.owner)
         target = self._seek()
         if isinstance(target, Ask):
@@ -313,6 +314,8 @@ class _Step:
         wanted = {(offer.record.region, device) for device in offer.record.devices}
         living = living_devices(self.world, self.now.mono_ms, self.settings.timings)
         occupied = any(living.get(device, set()) - {self.record.job} for device in wanted)
+        if offer.record.address and any(node_of(device) == offer.record.node for _, device in self.taken):
+            return None  # where another gang may just be given the port that this one would choose: next look
         if occupied or wanted & self.taken:
             return None  # the offer is older than that owner, or the other way round: one of them goes
         self.taken.update(wanted)

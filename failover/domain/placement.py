@@ -18,10 +18,10 @@ from failover.domain.grants import grant_guard
 from failover.domain.holders import FUTURE, Holders, Room
 from failover.domain.indexes import LANDED, active_migrations, current_offer, is_active, unreadable, wants_to_run
 from failover.domain.occupancy import occupied
-from failover.domain.places import Found, NoRoom, Place
+from failover.domain.places import Found, NoRoom
 from gridkeeper.decision import ABSENT, Decision, Delete, Guard, Now, Put, Versioned
 from gridkeeper.hearing import in_doubt
-from gridkeeper.ids import JobId, NodeId, ReplicaId
+from gridkeeper.ids import DeviceId, JobId, NodeId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.fleet import LivenessRecord, NodeState
 from gridkeeper.records.jobs import (
@@ -34,6 +34,8 @@ from gridkeeper.records.jobs import (
 )
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 
+EVERYWHERE = frozenset({"", "0.0.0.0", "::"})
+"""A node that listens on all of its addresses says none of them."""
 PUBLISH_EVERY_MS = 500
 """As often as a leader ticks when nothing happens. What is chosen by it is asked for and answered anyway."""
 
@@ -63,7 +65,7 @@ def decide_reservations(state: RegionState, world: GlobalState, settings: Settin
             found = find_place(state, world, spec, migration, room, holders, settings.policy.placement.weights)
             if isinstance(found, Found):
                 decision = _reserve(state, job, migration, found, held, now)
-                _rehold(holders, job, held, found.places[0])
+                _rehold(holders, job, held, found.devices)
         elif held is not None and _offered(world, held.record):
             continue
         if decision is None:
@@ -109,19 +111,21 @@ def _reserve(
     held: Versioned[ReservationRecord] | None,
     now: Now,
 ) -> Decision:
-    place = found.places[0]
-    record = ReservationRecord(job, migration.id, place.node, place.devices, now.ledger_ms, found.considered)
+    node, devices = found.places[0].node, found.devices
+    record = ReservationRecord(job, migration.id, node, devices, now.ledger_ms, found.considered)
     key = RegionKeys(state.region).reservation(job)
-    sentence = f"{', '.join(place.devices)} reserved for {job} (migration {migration.id}, attempt {migration.attempt})"
+    sentence = f"{', '.join(devices)} reserved for {job} (migration {migration.id}, attempt {migration.attempt})"
     put = Put(key, record, held.revision if held else ABSENT)
-    guards = relied_guards(state, place)
+    guards = relied_guards(state, devices)
     return Decision("place.reserve", sentence, (put,), guards, f"job/{job}", (migration.id,), migration.trace)
 
 
-def _rehold(holders: Holders, job: JobId, held: Versioned[ReservationRecord] | None, place: Place) -> None:
+def _rehold(
+    holders: Holders, job: JobId, held: Versioned[ReservationRecord] | None, devices: tuple[DeviceId, ...]
+) -> None:
     if held is not None:
         holders.drop(job, held.record.devices)
-    holders.add(job, place.devices, FUTURE - 1)
+    holders.add(job, devices, FUTURE - 1)
 
 
 def _settle(
@@ -223,11 +227,19 @@ def _answer(
         and not unfit(state, spec, held, holders, blamed(state, world, migration))
     ):
         node, devices, places = held.record.node, held.record.devices, held.record.places
-        return OfferRecord(migration.id, migration.attempt, state.region, node, devices, "", term, places)
+        address = _address(state, node) if spec.members > 1 else ""
+        return OfferRecord(migration.id, migration.attempt, state.region, node, devices, "", term, places, address)
     found = find_place(state, world, spec, migration, room, holders, settings.policy.placement.weights)
     if isinstance(found, NoRoom):
         return OfferRecord(migration.id, migration.attempt, state.region, NodeId(""), (), found.sentence, term)
     return None
+
+
+def _address(state: RegionState, node: NodeId) -> str:
+    """Where other nodes reach this one: as it tells its peers, else by its name."""
+    record = state.nodes.get(node)
+    host = record.record.probe_address.rpartition(":")[0].strip("[]") if record else ""
+    return str(node) if host in EVERYWHERE else host
 
 
 def published_region(

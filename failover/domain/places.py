@@ -54,6 +54,11 @@ class Found:
     places: tuple[Place, ...]
     considered: tuple[Candidate, ...]
 
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """Of all members, rank by rank."""
+        return tuple(device for place in self.places for device in place.devices)
+
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:

@@ -46,24 +46,28 @@ def weigh_regions(
 
     A region fits if it holds its grant, is not in doubt about its own fleet, the job may run there and a human did not
     ask for another one. It needs room as last published; the source region of an ended run is asked in any case,
-    because the job's own devices come free there. Order: not refused before (then the one that refused longest ago),
-    where the job should rather be (see ``is_displaced``), regions with room before those without, then by score and
-    name.
+    because the job's own devices come free there, and a gang's because its good members stay where they are. Order: not
+    refused before (then the one that refused longest ago), where the job should rather be (a gang where it is; else see
+    ``is_displaced``), regions with room before those without, then by score and name.
     """
     refused = refused_regions(migration)
-    need = max(1, spec.devices)
-    away = spec.prefer_other_region and is_displaced(world, migration)
+    need, gang = max(1, spec.devices), spec.members > 1
+    away = spec.prefer_other_region and not gang and is_displaced(world, migration)
     head = world.heads.get(migration.job)
     terms = {terms.region: terms for terms in policy.regions}
     out: list[Option] = []
     fit: list[tuple[RegionRecord, bool]] = []
     for region, published in sorted(world.regions.items()):
         record = published.record
-        roomy = record.largest_free >= need
-        comes_free = region == migration.source_region and migration.kind is not MigrationKind.PLANNED
+        roomy = record.largest_free >= need and (not gang or record.free >= spec.all_devices)
+        comes_free = region == migration.source_region and (gang or migration.kind is not MigrationKind.PLANNED)
         why = _left_out(spec, world, migration, record, policy)
         if not why and not roomy and not comes_free:
-            why = f"no node there has {need} free devices"
+            why = (
+                f"no {spec.members} nodes there have {need} free devices each"
+                if gang
+                else f"no node there has {need} free devices"
+            )
         if why:
             out.append(Option(region, why))
         else:
@@ -148,4 +152,5 @@ def no_region(options: Sequence[Option], spec: JobSpec) -> str:
     """Why none fits, as a sentence without numbers that change by themselves."""
     need = max(1, spec.devices)
     told = "; ".join(f"{option.region}: {option.refused}" for option in options[:MOST_LEFT_OUT])
-    return f"no region has a node with {need} free devices for it" + (f" ({told})" if told else "")
+    nodes = "a node" if spec.members == 1 else f"{spec.members} nodes"
+    return f"no region has {nodes} with {need} free devices for it" + (f" ({told})" if told else "")

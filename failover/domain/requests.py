@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from failover.domain import evidence
 from failover.domain.births import Cause, begin, ended
+from failover.domain.gang import is_broken, nodes_of
 from failover.domain.grants import grant_guard
 from failover.domain.indexes import (
     BEFORE_STOP,
@@ -79,7 +80,7 @@ def _leave(
     job = world.jobs[owner.job]
     run = run_of(world, owner.job, owner.epoch)
     cause: Cause | None
-    if confirmed_stopped(run):
+    if confirmed_stopped(run) or (is_broken(run) and owner.desired is Desired.RUN):
         # A landed migration whose run ended is first closed by the global leader, who knows whether it arrived.
         cause = None if migration else _after_exit(state, world, settings, now, owner, run)
     else:
@@ -156,7 +157,7 @@ def _while_alive(
 ) -> Cause | None:
     silent = _silence(state, owner)
     if silent is not None:
-        reason = f"node {owner.node} is {silent.record.state.value}: {silent.record.reason}"
+        reason = f"node {silent.record.node} is {silent.record.state.value}: {silent.record.reason}"
         return _silent_cause(state, owner, silent, reason)
     if migration is None and owner.revoke is not None:
         reason = f"epoch {owner.epoch} is revoked ({owner.revoke.reason}) and nothing moves the job"
@@ -182,8 +183,12 @@ def _while_alive(
 
 
 def _silence(state: RegionState, owner: OwnershipRecord) -> Versioned[LivenessRecord] | None:
-    liveness = state.liveness.get(owner.node)
-    return liveness if liveness and liveness.record.state in SILENT else None
+    """The first of its nodes that is silent."""
+    for node in nodes_of(owner):
+        liveness = state.liveness.get(node)
+        if liveness and liveness.record.state in SILENT:
+            return liveness
+    return None
 
 
 def _silent_cause(state: RegionState, owner: OwnershipRecord, silent: Versioned[LivenessRecord], reason: str) -> Cause:
@@ -259,7 +264,7 @@ def _amend(
     silent = _silence(state, owner)
     drain = state.drains.get(record.drain) if record.drain else None
     if silent is not None:
-        reason = f"{record.reason}{THEN}{owner.node} became {silent.record.state.value}: {silent.record.reason}"
+        reason = f"{record.reason}{THEN}{silent.record.node} became {silent.record.state.value}: {silent.record.reason}"
         changed = replace(
             record,
             kind=MigrationKind.RECOVERY,

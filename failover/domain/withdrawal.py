@@ -21,10 +21,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from failover.domain.births import MACHINE, ended
+from failover.domain.gang import nodes_of
 from failover.domain.indexes import run_key, run_of
 from failover.domain.landing import stamped
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned, guards_of
 from gridkeeper.hearing import heard
+from gridkeeper.ids import NodeId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import NodeState
@@ -59,14 +61,16 @@ def withdraw(
     owner, record = ownership.record, migration.record
     if record.state not in NOT_FENCED or not record.silent_revision or owner.epoch != record.source_epoch:
         return None
-    liveness, run = state.liveness.get(owner.node), run_of(world, owner.job, owner.epoch)
-    if liveness is None or liveness.record.state is not NodeState.ALIVE or liveness.revision <= record.silent_revision:
+    nodes, run = nodes_of(owner), run_of(world, owner.job, owner.epoch)
+    if not all(_alive(state, node) for node in nodes):
         return None
-    if heard(state, owner.node) is False or run is None or run.record.phase is not RunPhase.RUNNING:
+    if max(state.liveness[node].revision for node in nodes) <= record.silent_revision:
+        return None  # a gang: the snapshot that has a later word of any of its nodes has that of the silent one too
+    if run is None or run.record.phase is not RunPhase.RUNNING:
         return None
     if owner.desired is not Desired.RUN or not _open(ownership, record, settings, now):
         return None
-    back = f"node {owner.node} is heard again and epoch {owner.epoch} still runs there"
+    back = f"node {', '.join(nodes)} is heard again and epoch {owner.epoch} still runs there"
     if record.drain or record.requested_by != MACHINE:
         reason = record.reason.partition(THEN)[0]
         changed = replace(record, kind=MigrationKind.PLANNED, silent_revision=0, reason=reason)
@@ -86,6 +90,11 @@ def withdraw(
         sentence = f"{sentence}; the revoke intent is withdrawn"
     name = f"migration/{record.id}"
     return Decision("migrate.plan", sentence, draft.writes(), tuple(guards), name, (), record.trace)
+
+
+def _alive(state: RegionState, node: NodeId) -> bool:
+    liveness = state.liveness.get(node)
+    return liveness is not None and liveness.record.state is NodeState.ALIVE and heard(state, node) is not False
 
 
 def _open(ownership: Versioned[OwnershipRecord], record: MigrationRecord, settings: Settings, now: Now) -> bool:

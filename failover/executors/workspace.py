@@ -31,6 +31,28 @@ def job_environment(launch: Launch, directory: Path) -> dict[str, str]:
         "GRIDKEEPER_CHECKPOINT_DIR": str(directory / "checkpoints"),
         "GRIDKEEPER_RESUME_FROM": launch.resume_from,
         "GRIDKEEPER_PROGRESS": str(directory / "progress.jsonl"),
+        **rendezvous(launch),
+    }
+
+
+def rendezvous(launch: Launch) -> dict[str, str]:
+    """How the members of a gang find each other, as ``torchrun`` reads it: its options' defaults come from ``PET_…``.
+    The id differs from epoch to epoch, so that a straggler of an older one can be turned away (docs/gangs.md)."""
+    if launch.spec.members == 1:
+        return {}
+    address, _, port = launch.rendezvous.rpartition(":")
+    found = {
+        "NNODES": str(launch.spec.members),
+        "NODE_RANK": str(launch.rank),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+    }
+    run_id = f"{launch.job}-{launch.epoch}"
+    torchrun = {"NPROC_PER_NODE": str(len(launch.devices)), "RDZV_ID": run_id, "MAX_RESTARTS": "0"}
+    return {
+        **found,
+        "GRIDKEEPER_RENDEZVOUS": run_id,
+        **{f"PET_{name}": value for name, value in (found | torchrun).items()},
     }
 
 

@@ -188,7 +188,7 @@ COLUMNS: dict[int, tuple[Column, ...]] = {
         Column("STATE", _label("state"), state=True),
         Column("REGION", _region),
         Column("NODE", _label("node")),
-        Column("DEVICES", lambda o, now: str(o.job.record.spec.devices)),
+        Column("DEVICES", lambda o, now: str(o.job.record.spec.devices * max(1, o.job.record.spec.nodes))),
         Column("EPOCH", lambda o, now: epoch(o.job.ownership.epoch)),
         Column("STEP", _step),
         Column("CHECKPOINT", _checkpoint),

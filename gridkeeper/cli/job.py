@@ -21,7 +21,8 @@ def job() -> None:
 @job.command()
 @click.option("-f", "--file", "path", default="", metavar="FILE", help="The job as YAML; - reads standard input.")
 @click.option("--name", default="", help="Its name.")
-@click.option("--devices", type=int, default=1, show_default=True, help="Devices, all on one node.")
+@click.option("--devices", type=int, default=1, show_default=True, help="Devices on each of its nodes.")
+@click.option("--nodes", type=int, default=1, show_default=True, help="Nodes, all started together or none.")
 @click.option("--env", multiple=True, metavar="KEY=VALUE", help="An environment variable; may be repeated.")
 @click.option("--region", "regions", multiple=True, help="A region where it may run; may be repeated. Default: any.")
 @click.option("--model", default="", help="Model of the devices. Default: any.")
@@ -42,6 +43,7 @@ def submit(
     path: str,
     name: str,
     devices: int,
+    nodes: int,
     env: tuple[str, ...],
     regions: tuple[str, ...],
     model: str,
@@ -60,6 +62,7 @@ def submit(
     Examples:
       gridkeeper job submit -f train.yaml
       gridkeeper job submit --name train --devices 4 -- python train.py --steps 1000
+      gridkeeper job submit --name large --nodes 4 --devices 8 -- torchrun train.py
     """
     if path:
         if name or command:
@@ -76,6 +79,7 @@ def submit(
             name=name,
             command=command,
             devices=devices,
+            nodes=nodes,
             env=variables,
             workdir=workdir,
             model=model,

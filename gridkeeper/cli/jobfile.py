@@ -12,7 +12,7 @@ from gridkeeper.v1 import records_pb2
 @dataclass(frozen=True, slots=True)
 class JobFile:
     """``gridkeeper job submit -f``. ``command``: the program and its arguments, one element each. ``grace_ms`` 0: the
-    control plane's default (30 s)."""
+    control plane's default (30 s). ``nodes``: members of a gang, each with so many ``devices``."""
 
     name: str
     command: tuple[str, ...]
@@ -28,6 +28,7 @@ class JobFile:
     max_restarts: int = 3
     priority: int = 0
     residency: str = ""
+    nodes: int = 1
 
 
 def to_spec(job: JobFile) -> records_pb2.JobSpec:
@@ -46,6 +47,7 @@ def to_spec(job: JobFile) -> records_pb2.JobSpec:
         max_restarts=job.max_restarts,
         priority=job.priority,
         residency=job.residency,
+        nodes=job.nodes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,8 @@ class Launch:
     devices: tuple[DeviceId, ...]
     resume_from: str  # directory; "" = from scratch
     resume_step: int  # -1: from scratch
+    rank: int = 0  # in the job's gang
+    rendezvous: str = ""  # host:port of rank 0; "": a job on one node
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,18 @@ class Swept:
 class CheckpointStore(Protocol):
     """One region's object store. Blocking work runs in threads; calls are cancellable between chunks."""
 
-    async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+    async def put(
+        self, job: JobId, step: int, epoch: Epoch, directory: Path, part: bool = False
+    ) -> tuple[str, Manifest]:
         """Store a finished checkpoint directory. Returns (digest, manifest). Idempotent. Inert until a head names it.
-        Raises ``CheckpointError``, also for an incomplete one of a known format."""
+        Raises ``CheckpointError``, also for an incomplete one of a known format. ``part``: what one member of a gang
+        wrote; whether the whole is complete is only to be seen when it is joined."""
+        ...
+
+    async def join(self, job: JobId, step: int, epoch: Epoch, parts: Sequence[str]) -> tuple[str, Manifest]:
+        """One checkpoint of the parts with these digests, whose files lie side by side in it. Returns (digest,
+        manifest). Moves no content. Idempotent, and inert until a head names it. Raises ``CheckpointDamaged`` for a
+        part that is absent, ``CheckpointError`` for parts that do not fit together: a file of two contents."""
         ...
 
     async def manifest(self, job: JobId, step: int, digest: str) -> Manifest:

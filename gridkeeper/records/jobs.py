@@ -77,6 +77,16 @@ class JobSpec:
     max_restarts: int  # restarts after a crash of its own doing (no device fault) before the job is failed
     priority: int = 0  # higher goes first where there is not room for all
     residency: str = ""  # job and checkpoints only in regions that the policy lists with this word; "" = anywhere
+    nodes: int = 1  # members of the gang, each on a node of its own with ``devices`` devices; 0 (older records): 1
+
+    @property
+    def members(self) -> int:
+        return max(1, self.nodes)
+
+    @property
+    def all_devices(self) -> int:
+        """Of the whole gang."""
+        return self.members * max(1, self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +141,15 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class OwnershipRecord:
-    """global/ownership/<job>: the one owner. Never deleted; its epoch only grows."""
+    """global/ownership/<job>: the one owner. Never deleted; its epoch only grows.
+
+    A gang is owned as a whole, at one epoch: ``devices`` are those of all members, rank by rank, and a device's id
+    names its node (``failover.domain.gang``)."""
 
     job: JobId
     epoch: Epoch
     region: RegionId
-    node: NodeId
+    node: NodeId  # of rank 0
     devices: tuple[DeviceId, ...]
     desired: Desired
     checkpoint_request: int  # grows by one per SIGUSR1 wanted
@@ -146,12 +159,39 @@ class OwnershipRecord:
     migration: MigrationId
     spec: JobSpec
     trace: str
+    rendezvous: str = ""  # host:port where rank 0 of a gang is met; "": a job on one node
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRun:
+    """One member of a gang in one epoch, as its node's agent reported it. Its rank is its place in the list."""
+
+    node: NodeId
+    reported: bool  # its agent has spoken of this epoch
+    phase: RunPhase
+    exit_code: int
+    exit_signal: int
+    stop_confirmed: bool
+    stopped_by_us: bool
+    first_step: int  # -1: none yet
+    last_step: int
+    first_step_ms: int
+    last_step_ms: int
+    started_ms: int
+    ended_ms: int  # its leading process ended; its last checkpoint may still be being stored
+    last_loss: float
+    reason: str
+    part_step: int  # its newest stored and verified part of a checkpoint; -1: none
+    part_digest: str
+    part_bytes: int
+    part_suspect: bool
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """global/runs/<job>/<epoch>: facts about one epoch as its agent reported them, written by the replica that holds
-    the node's stream, and only on change of anything but ``last_step`` (that one at most every few seconds)."""
+    the node's stream, and only on change of anything but ``last_step`` (that one at most every few seconds). Of a gang:
+    what its ``members`` come to together (``failover.domain.gang.folded``)."""
 
     job: JobId
     epoch: Epoch
@@ -171,11 +211,19 @@ class RunRecord:
     ended_ms: int
     last_loss: float
     reason: str
+    members: tuple[MemberRun, ...] = ()  # of a gang, by rank; (): a job on one node
 
 
 def only_progress(old: RunRecord, new: RunRecord) -> bool:
     """Nothing has changed but how far it has come: its newest step, when that was, and its loss."""
-    return replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss) == old
+    if len(old.members) != len(new.members):
+        return False
+    members = tuple(
+        replace(now, last_step=before.last_step, last_step_ms=before.last_step_ms, last_loss=before.last_loss)
+        for before, now in zip(old.members, new.members, strict=True)
+    )
+    same = replace(new, last_step=old.last_step, last_step_ms=old.last_step_ms, last_loss=old.last_loss)
+    return replace(same, members=members) == old
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +307,7 @@ class OfferRecord:
     refusal: str  # "" = accepted
     term: int  # of the region's leader
     places: tuple[Candidate, ...] = ()  # considered, the chosen one first
+    address: str = ""  # of a gang: where the other members reach rank 0's node
 
 
 @dataclass(frozen=True, slots=True)

@@ -784,6 +784,9 @@ class Command(_message.Message):
     CHECKPOINT_REQUEST_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    RENDEZVOUS_FIELD_NUMBER: _builtins.int
+    GANG_STEP_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """create revision of the global leader key behind the ownership record"""
     job: _builtins.str
@@ -795,6 +798,12 @@ class Command(_message.Message):
     forget: _builtins.bool
     """the exit of this epoch is recorded durably; the agent may drop it from its reports"""
     trace: _builtins.str
+    rank: _builtins.int
+    """of this node in the job's gang"""
+    rendezvous: _builtins.str
+    """host:port of rank 0; "": a job on one node"""
+    gang_step: _builtins.int
+    """the checkpoint that the gang's members are to store; -1: none is chosen"""
     @_builtins.property
     def epoch(self) -> _records_pb2.Epoch: ...
     @_builtins.property
@@ -815,10 +824,13 @@ class Command(_message.Message):
         checkpoint_request: _builtins.int = ...,
         forget: _builtins.bool = ...,
         trace: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        rendezvous: _builtins.str = ...,
+        gang_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_request", b"checkpoint_request", "desired", b"desired", "epoch", b"epoch", "forget", b"forget", "job", b"job", "resume_digest", b"resume_digest", "resume_step", b"resume_step", "slots", b"slots", "spec", b"spec", "term", b"term", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_request", b"checkpoint_request", "desired", b"desired", "epoch", b"epoch", "forget", b"forget", "gang_step", b"gang_step", "job", b"job", "rank", b"rank", "rendezvous", b"rendezvous", "resume_digest", b"resume_digest", "resume_step", b"resume_step", "slots", b"slots", "spec", b"spec", "term", b"term", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1971,6 +1971,7 @@ class JobSpec(_message.Message):
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     RESIDENCY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     namespace: _builtins.str
     workdir: _builtins.str
@@ -1982,6 +1983,7 @@ class JobSpec(_message.Message):
     max_restarts: _builtins.int
     priority: _builtins.int
     residency: _builtins.str
+    nodes: _builtins.int
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -2005,10 +2007,11 @@ class JobSpec(_message.Message):
         max_restarts: _builtins.int = ...,
         priority: _builtins.int = ...,
         residency: _builtins.str = ...,
+        nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "devices", b"devices", "env", b"env", "grace_ms", b"grace_ms", "handles_sigusr1", b"handles_sigusr1", "max_restarts", b"max_restarts", "model", b"model", "name", b"name", "namespace", b"namespace", "prefer_other_region", b"prefer_other_region", "priority", b"priority", "regions", b"regions", "residency", b"residency", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "devices", b"devices", "env", b"env", "grace_ms", b"grace_ms", "handles_sigusr1", b"handles_sigusr1", "max_restarts", b"max_restarts", "model", b"model", "name", b"name", "namespace", b"namespace", "nodes", b"nodes", "prefer_other_region", b"prefer_other_region", "priority", b"priority", "regions", b"regions", "residency", b"residency", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2178,6 +2181,7 @@ class OwnershipRecord(_message.Message):
     MIGRATION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    RENDEZVOUS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -2187,6 +2191,7 @@ class OwnershipRecord(_message.Message):
     resume_digest: _builtins.str
     migration: _builtins.str
     trace: _builtins.str
+    rendezvous: _builtins.str
     @_builtins.property
     def epoch(self) -> Global___Epoch: ...
     @_builtins.property
@@ -2211,14 +2216,88 @@ class OwnershipRecord(_message.Message):
         migration: _builtins.str = ...,
         spec: Global___JobSpec | None = ...,
         trace: _builtins.str = ...,
+        rendezvous: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "revoke", b"revoke", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_request", b"checkpoint_request", "desired", b"desired", "devices", b"devices", "epoch", b"epoch", "job", b"job", "migration", b"migration", "node", b"node", "region", b"region", "resume_digest", b"resume_digest", "resume_step", b"resume_step", "revoke", b"revoke", "spec", b"spec", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_request", b"checkpoint_request", "desired", b"desired", "devices", b"devices", "epoch", b"epoch", "job", b"job", "migration", b"migration", "node", b"node", "region", b"region", "rendezvous", b"rendezvous", "resume_digest", b"resume_digest", "resume_step", b"resume_step", "revoke", b"revoke", "spec", b"spec", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OwnershipRecord: _TypeAlias = OwnershipRecord  # noqa: Y015
+
+@_typing.final
+class MemberRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    EXIT_SIGNAL_FIELD_NUMBER: _builtins.int
+    STOP_CONFIRMED_FIELD_NUMBER: _builtins.int
+    STOPPED_BY_US_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_MS_FIELD_NUMBER: _builtins.int
+    LAST_STEP_MS_FIELD_NUMBER: _builtins.int
+    STARTED_MS_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
+    LAST_LOSS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PART_STEP_FIELD_NUMBER: _builtins.int
+    PART_DIGEST_FIELD_NUMBER: _builtins.int
+    PART_BYTES_FIELD_NUMBER: _builtins.int
+    PART_SUSPECT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    reported: _builtins.bool
+    phase: Global___RunPhase.ValueType
+    exit_code: _builtins.int
+    exit_signal: _builtins.int
+    stop_confirmed: _builtins.bool
+    stopped_by_us: _builtins.bool
+    first_step: _builtins.int
+    last_step: _builtins.int
+    first_step_ms: _builtins.int
+    last_step_ms: _builtins.int
+    started_ms: _builtins.int
+    ended_ms: _builtins.int
+    last_loss: _builtins.float
+    reason: _builtins.str
+    part_step: _builtins.int
+    part_digest: _builtins.str
+    part_bytes: _builtins.int
+    part_suspect: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        reported: _builtins.bool = ...,
+        phase: Global___RunPhase.ValueType = ...,
+        exit_code: _builtins.int = ...,
+        exit_signal: _builtins.int = ...,
+        stop_confirmed: _builtins.bool = ...,
+        stopped_by_us: _builtins.bool = ...,
+        first_step: _builtins.int = ...,
+        last_step: _builtins.int = ...,
+        first_step_ms: _builtins.int = ...,
+        last_step_ms: _builtins.int = ...,
+        started_ms: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
+        last_loss: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        part_step: _builtins.int = ...,
+        part_digest: _builtins.str = ...,
+        part_bytes: _builtins.int = ...,
+        part_suspect: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_ms", b"ended_ms", "exit_code", b"exit_code", "exit_signal", b"exit_signal", "first_step", b"first_step", "first_step_ms", b"first_step_ms", "last_loss", b"last_loss", "last_step", b"last_step", "last_step_ms", b"last_step_ms", "node", b"node", "part_bytes", b"part_bytes", "part_digest", b"part_digest", "part_step", b"part_step", "part_suspect", b"part_suspect", "phase", b"phase", "reason", b"reason", "reported", b"reported", "started_ms", b"started_ms", "stop_confirmed", b"stop_confirmed", "stopped_by_us", b"stopped_by_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberRun: _TypeAlias = MemberRun  # noqa: Y015
 
 @_typing.final
 class RunRecord(_message.Message):
@@ -2242,6 +2321,7 @@ class RunRecord(_message.Message):
     ENDED_MS_FIELD_NUMBER: _builtins.int
     LAST_LOSS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     region: _builtins.str
     node: _builtins.str
@@ -2261,6 +2341,8 @@ class RunRecord(_message.Message):
     reason: _builtins.str
     @_builtins.property
     def epoch(self) -> Global___Epoch: ...
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRun]: ...
     def __init__(
         self,
         *,
@@ -2282,10 +2364,11 @@ class RunRecord(_message.Message):
         ended_ms: _builtins.int = ...,
         last_loss: _builtins.float = ...,
         reason: _builtins.str = ...,
+        members: _abc.Iterable[Global___MemberRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_ms", b"ended_ms", "epoch", b"epoch", "exit_code", b"exit_code", "exit_signal", b"exit_signal", "first_step", b"first_step", "first_step_ms", b"first_step_ms", "job", b"job", "last_loss", b"last_loss", "last_step", b"last_step", "last_step_ms", b"last_step_ms", "node", b"node", "phase", b"phase", "reason", b"reason", "region", b"region", "resumed_step", b"resumed_step", "started_ms", b"started_ms", "stop_confirmed", b"stop_confirmed", "stopped_by_us", b"stopped_by_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_ms", b"ended_ms", "epoch", b"epoch", "exit_code", b"exit_code", "exit_signal", b"exit_signal", "first_step", b"first_step", "first_step_ms", b"first_step_ms", "job", b"job", "last_loss", b"last_loss", "last_step", b"last_step", "last_step_ms", b"last_step_ms", "members", b"members", "node", b"node", "phase", b"phase", "reason", b"reason", "region", b"region", "resumed_step", b"resumed_step", "started_ms", b"started_ms", "stop_confirmed", b"stop_confirmed", "stopped_by_us", b"stopped_by_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2516,12 +2599,14 @@ class OfferRecord(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     PLACES_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     attempt: _builtins.int
     region: _builtins.str
     node: _builtins.str
     refusal: _builtins.str
     term: _builtins.int
+    address: _builtins.str
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -2537,10 +2622,11 @@ class OfferRecord(_message.Message):
         refusal: _builtins.str = ...,
         term: _builtins.int = ...,
         places: _abc.Iterable[Global___Candidate] | None = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "devices", b"devices", "migration", b"migration", "node", b"node", "places", b"places", "refusal", b"refusal", "region", b"region", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "devices", b"devices", "migration", b"migration", "node", b"node", "places", b"places", "refusal", b"refusal", "region", b"region", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

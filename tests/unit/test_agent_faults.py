@@ -102,7 +102,9 @@ class Unreadable(SimCheckpointStore):
 
     broken = False
 
-    async def put(self, job: JobId, step: int, epoch: Epoch, directory: Path) -> tuple[str, Manifest]:
+    async def put(
+        self, job: JobId, step: int, epoch: Epoch, directory: Path, part: bool = False
+    ) -> tuple[str, Manifest]:
         if self.broken:
             raise OSError(5, "Input/output error")
         return await super().put(job, step, epoch, directory)
