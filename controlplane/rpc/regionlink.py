@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import grpc
 
-from controlplane.shell.promises import Promiser
-from gridkeeper.identity.spiffe import BadIdentity, Kind
-from gridkeeper.identity.tls import peer_identity
+from controlplane.rpc.refusal import Refusal
+from controlplane.security.gate import Caller, NoLonger
+from controlplane.security.guards import Guards
+from controlplane.security.origin import host_of
+from gridkeeper.identity.spiffe import Kind
 from gridkeeper.ids import Extent, ReplicaId
 from gridkeeper.ports.peers import Ask, NoAnswer
 from gridkeeper.v1 import regions_pb2_grpc
@@ -29,27 +33,43 @@ Context = grpc.aio.ServicerContext[PromiseRequest, PromiseAnswer]
 
 
 class RegionLinkServicer(regions_pb2_grpc.RegionLinkServicer):
-    """A replica speaks for its own region and for nobody else."""
+    """A replica asks for its own region and for nobody else."""
 
-    def __init__(self, promiser: Promiser, trust_domain: str) -> None:
-        self._promiser = promiser
-        self._trust_domain = trust_domain
+    def __init__(self, answer: Callable[[Ask], Awaitable[str]], guards: Guards) -> None:
+        self._answer = answer
+        self._guards = guards
 
     async def Promise(self, request: PromiseRequest, context: Context) -> PromiseAnswer:
+        who = "?"
         try:
-            identity = peer_identity(context.auth_context(), self._trust_domain)
-        except BadIdentity as error:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            caller = self._guards.gate.certified(context)
+            who = str(caller)
+            self._admit(caller, request)
+        except NoLonger as gone:
+            await self._turn_away(context, gone.who, gone)
+        except Refusal as refusal:
+            await self._turn_away(context, who, refusal)
+        seen = Extent(request.generation, request.revision)
+        ask = Ask(caller.identity.region, ReplicaId(caller.identity.name), seen, request.alive)
+        return PromiseAnswer(refusal=await self._answer(ask))
+
+    def _admit(self, caller: Caller, request: PromiseRequest) -> None:
+        """Raises ``Refusal``."""
+        identity = caller.identity
         if (identity.kind, identity.region, identity.name) != (Kind.REPLICA, request.region, request.replica):
-            log.warning("refused a promise to %s, asked for by %s", request.region[:80], identity)
-            await context.abort(
+            raise Refusal(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"{identity} may not ask for replica {request.replica[:80]!r} of region {request.region[:80]!r}; a "
+                f"{caller} may not ask for replica {request.replica[:80]!r} of region {request.region[:80]!r}; a "
                 "replica asks with its own certificate",
             )
-        seen = Extent(request.generation, request.revision)
-        ask = Ask(identity.region, ReplicaId(identity.name), seen, request.alive)
-        return PromiseAnswer(refusal=await self._promiser.answer(ask))
+        wait_ms = self._guards.reads.admit(str(caller))
+        if wait_ms:
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{caller} asks too often; ask again in {wait_ms} ms")
+
+    async def _turn_away(self, context: Context, who: str, refusal: Refusal) -> NoReturn:
+        trace = self._guards.book.note(who, host_of(context.peer()), "regionlink.promise", "", str(refusal))
+        log.warning("refused a promise to %s at %s, trace %s: %s", who, context.peer(), trace, refusal)
+        await context.abort(refusal.code, str(refusal))
 
 
 class GrpcRegions:

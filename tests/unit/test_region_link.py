@@ -1,0 +1,111 @@
+"""What regions ask each other goes over mutual TLS, and a replica asks for its own region only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+
+from controlplane.rpc.regionlink import GrpcRegions, RegionLinkServicer
+from controlplane.security.gate import Gate
+from controlplane.security.guards import guards_of
+from controlplane.security.refusals import RefusalBook
+from gridkeeper.clock import SystemClock, SystemRng
+from gridkeeper.config import LimitsConfig
+from gridkeeper.identity import spiffe
+from gridkeeper.identity.ca import CertificateAuthority
+from gridkeeper.identity.spiffe import Identity
+from gridkeeper.identity.tls import channel_credentials, server_credentials
+from gridkeeper.ids import Extent, RegionId, ReplicaId
+from gridkeeper.ports.peers import Ask, NoAnswer
+from gridkeeper.records.books import AuditRecord
+from gridkeeper.v1 import regions_pb2_grpc
+
+DOMAIN = "grid.test"
+ASK = Ask(RegionId("east"), ReplicaId("east-r1"), Extent(2, 77), True)
+
+
+@dataclass
+class West:
+    """A replica of the other region, and the authority of the grid."""
+
+    authority: CertificateAuthority
+    root: Path
+    address: str = ""
+    says: str = ""
+    heard: list[Ask] = field(default_factory=list)
+    revoked: dict[str, str] = field(default_factory=dict)
+    book: RefusalBook | None = None
+
+    async def answer(self, ask: Ask) -> str:
+        self.heard.append(ask)
+        return self.says
+
+    async def note(self, entries: Sequence[AuditRecord]) -> None:
+        """Refusals are counted by the book itself."""
+
+    async def asked_by(self, identity: Identity, ask: Ask = ASK) -> str:
+        files = self.authority.issue(identity, self.root / identity.name)
+        regions = GrpcRegions(channel_credentials(files))
+        try:
+            return await regions.ask(self.address, ask, 5_000)
+        finally:
+            await regions.close()
+
+
+@pytest.fixture
+async def west(tmp_path: Path) -> AsyncIterator[West]:
+    authority = CertificateAuthority.create(tmp_path / "ca", DOMAIN, SystemClock())
+    west = West(authority, tmp_path)
+    server = grpc.aio.server()
+    clock, rng = SystemClock(), SystemRng()
+    book = west.book = RefusalBook(west.note, clock, rng)
+    guards = guards_of(Gate(DOMAIN, lambda target: west.revoked.get(target, ""), clock), book, LimitsConfig(), clock)
+    regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(west.answer, guards), server)
+    files = authority.issue(spiffe.replica("west", "west-r1"), tmp_path / "west")
+    west.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials(files))}"
+    await server.start()
+    yield west
+    await server.stop(None)
+
+
+async def test_a_question_and_its_answer_arrive_whole(west: West) -> None:
+    assert await west.asked_by(spiffe.replica("east", "east-r1")) == ""
+    west.says = "west has raised its fence"
+    assert await west.asked_by(spiffe.replica("east", "east-r1")) == "west has raised its fence"
+    assert west.heard == [ASK, ASK]
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        spiffe.replica("north", "east-r1"),
+        spiffe.replica("east", "east-r2"),
+        spiffe.node("east", "east-r1"),
+        spiffe.user("east-r1", "admin"),
+        spiffe.store("east-r1"),
+    ],
+    ids=str,
+)
+async def test_nobody_asks_in_the_name_of_another(west: West, identity: Identity) -> None:
+    """Protects: rule 4.10; a refusal is no promise."""
+    with pytest.raises(NoAnswer, match="PERMISSION_DENIED"):
+        await west.asked_by(identity)
+    assert west.heard == []
+    assert west.book and west.book.total == 1
+
+
+async def test_a_replica_that_was_revoked_is_promised_nothing(west: West) -> None:
+    west.revoked["replica/east/east-r1"] = "its host was stolen"
+    with pytest.raises(NoAnswer, match="its host was stolen"):
+        await west.asked_by(spiffe.replica("east", "east-r1"))
+    assert west.heard == []
+
+
+async def test_who_does_not_answer_has_promised_nothing(west: West) -> None:
+    west.address = "127.0.0.1:1"
+    with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:1"):
+        await west.asked_by(spiffe.replica("east", "east-r1"))
