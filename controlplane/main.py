@@ -104,7 +104,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     stopping = asyncio.ensure_future(stop.wait())
     collecting = asyncio.ensure_future(collect_now_and_then(clock))
     noting = asyncio.ensure_future(book.run())
-    metrics = serve_metrics(config.metrics_listen, replica) if config.metrics_listen else None
+    metrics = serve_metrics(config.metrics_listen, replica, lambda: book.total) if config.metrics_listen else None
     for each in servers:
         await each.start()
     log.info("replica %s of region %s serves on %s", config.replica, config.region, config.listen)

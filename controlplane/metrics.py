@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -28,7 +28,8 @@ class Closing(Protocol):
 class ReplicaCollector(Collector):
     """Health, incidents, drains and jobs from the mirrors; telemetry of the devices whose nodes report here."""
 
-    def __init__(self, replica: Replica, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, replica: Replica, loop: asyncio.AbstractEventLoop, refusals: Callable[[], int]) -> None:
+        self._refusals = refusals
         self._replica = replica
         self._loop = loop
 
@@ -58,6 +59,7 @@ class ReplicaCollector(Collector):
         yield GaugeMetricFamily("gridkeeper_agent_streams", "open agent streams", value=len(ingest.streams))
         yield CounterMetricFamily("gridkeeper_agent_frames", "frames received from agents", value=ingest.frames)
         yield CounterMetricFamily("gridkeeper_events_committed", "events made durable", value=ingest.events_committed)
+        yield CounterMetricFamily("gridkeeper_refusals", "calls and streams turned away", value=self._refusals())
         age = replica.view.age_ms
         yield GaugeMetricFamily(
             "gridkeeper_ownership_view_age_seconds", "bound on its age", value=min(age, 10**9) / 1000
@@ -104,11 +106,11 @@ class ReplicaCollector(Collector):
             yield family
 
 
-def serve_metrics(listen: str, replica: Replica) -> Closing:
-    """Serve ``/metrics`` on ``host:port`` from a thread."""
+def serve_metrics(listen: str, replica: Replica, refusals: Callable[[], int]) -> Closing:
+    """Serve ``/metrics`` on ``host:port`` from a thread. ``refusals``: so far."""
     host, _, port = listen.rpartition(":")
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(ReplicaCollector(replica, asyncio.get_running_loop()))
+    registry.register(ReplicaCollector(replica, asyncio.get_running_loop(), refusals))
     server, _ = start_http_server(int(port), host or "127.0.0.1", registry)
 
     class _Server:

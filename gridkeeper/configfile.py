@@ -30,6 +30,8 @@ from gridkeeper.timings import BadTimings
 C = TypeVar("C")
 
 MAX_BYTES = 1024 * 1024
+MAX_NODES = 262_144
+"""Values of a file, its aliases written out: far more than any file of ours has."""
 Verbatim = NewType("Verbatim", str)
 """Any YAML at all, kept as JSON text: a part of a document that is somebody else's business."""
 Written = NewType("Written", str)
@@ -110,13 +112,33 @@ def _composed(text: str, source: str) -> list[yaml.Node]:
     """The documents in ``text`` that are not empty."""
     try:
         roots = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        weights: dict[int, int] = {}
+        whole = sum(_weight(root, weights) for root in roots if root is not None)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}{line}: not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{source}: not YAML: {str(error).splitlines()[0][:200]}") from error
+    if whole > MAX_NODES:
+        raise ConfigError(
+            f"{source}: with its aliases written out it has {whole} values; at most {MAX_NODES} are taken"
+        )
     return [r for r in roots if r is not None and not (isinstance(r, yaml.ScalarNode) and r.value == "")]
+
+
+def _weight(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, its aliases written out. Raises ``YAMLError`` for one that holds itself."""
+    found = known.get(id(node))
+    if found is None:
+        known[id(node)] = -1
+        children = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        found = known[id(node)] = 1 + sum(_weight(child, known) for child in children)
+    if found < 0:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an alias stands for a value that holds itself")
+    return found
 
 
 def dump(config: Any) -> str:

@@ -22,7 +22,9 @@ MAX_TTL_MS = 7 * 86_400_000
 MAX_TOKENS = 2_000
 """Kept at a time: those that are used or over are removed first, the oldest first."""
 MAX_REVOCATIONS = 20_000
-_TARGET = re.compile(r"(node/[a-z0-9._-]{1,63}/[a-z0-9._-]{1,63}|user/[!-.0-~]{1,140}|serial/[0-9a-f]{1,40})")
+_TARGET = re.compile(
+    r"((?:node|replica)/[a-z0-9._-]{1,63}/[a-z0-9._-]{1,63}|user/[!-.0-~]{1,140}|serial/[0-9a-f]{1,40})"
+)
 
 
 def digest_of(secret: str) -> str:
@@ -142,5 +144,6 @@ def reinstate(target: str, wish: Wish, region: RegionState) -> Plan:
 def _checked_target(target: str) -> None:
     if not _TARGET.fullmatch(target):
         raise invalid(
-            f"name: {target[:80]!r} is nothing to revoke; use node/<region>/<node>, user/<name> or serial/<hex>"
+            f"name: {target[:80]!r} is nothing to revoke; use node/<region>/<node>, replica/<region>/<replica>, "
+            "user/<name> or serial/<hex>"
         )

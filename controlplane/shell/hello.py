@@ -15,6 +15,8 @@ from gridkeeper.v1.agent_pb2 import Hello
 
 MAX_DEVICES = 60  # one registration is one transaction of at most 128 operations
 MAX_TEXT = 256
+MAX_LABELS = 64
+MAX_BACKENDS = 16
 
 
 class BadHello(ValueError):
@@ -75,6 +77,13 @@ def check_hello(hello: Hello, node: str, region: str) -> tuple[DeviceId, ...]:
     for d in hello.devices:
         for name in ("uuid", "vendor", "model", "architecture", "pci_bus_id", "serial", "driver_version"):
             _text(f"hello.devices[{d.slot}].{name}", getattr(d, name))
+    if len(hello.labels) > MAX_LABELS or len(hello.backends) > MAX_BACKENDS:
+        raise BadHello(
+            f"hello.labels: {len(hello.labels)} labels and {len(hello.backends)} backends; at most {MAX_LABELS} and "
+            f"{MAX_BACKENDS} are taken"
+        )
+    for backend in hello.backends:
+        _text("hello.backends", backend)
     for label in hello.labels:
         _text("hello.labels.key", label.key)
         _text("hello.labels.value", label.value)

@@ -35,6 +35,7 @@ def get(session: Session, kind: str, name: str | None, output: str, selector: st
       gridkeeper get jobs -o json
       gridkeeper get device east-1/gpu3 -o yaml
       gridkeeper get incidents -w
+      gridkeeper get audit -o jsonl > audit.jsonl
     """
     info = kind_named(kind)
     if name and (watch or selector):

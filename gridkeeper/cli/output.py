@@ -1,4 +1,4 @@
-"""``-o``: table, wide, json, yaml, name."""
+"""``-o``: table, wide, json, jsonl (an object a line), yaml, name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from gridkeeper.client.plain import plain, plain_list
 from gridkeeper.kinds import BY_NUMBER, reference
 from gridkeeper.v1.api_pb2 import Object
 
-FORMATS = ("table", "wide", "json", "yaml", "name")
+FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
 
 
 def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def dump_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def dump_yaml(value: Any) -> str:
@@ -28,14 +32,17 @@ def dump_yaml(value: Any) -> str:
 
 
 def print_value(value: Any, form: str) -> None:
-    """``form``: json or yaml."""
-    print(dump_json(value) if form == "json" else dump_yaml(value))
+    """``form``: json, jsonl or yaml."""
+    print(dump_line(value) if form == "jsonl" else dump_json(value) if form == "json" else dump_yaml(value))
 
 
 def print_listing(listing: Listing, form: str, now_ms: int) -> None:
     info = BY_NUMBER[listing.kind]
     if form in ("json", "yaml"):
         print_value(plain_list(info.singular, listing.objects, listing.partial, listing.as_of_ms), form)
+    elif form == "jsonl":
+        for item in listing.objects:
+            print_value(plain(item), form)
     elif form == "name":
         for item in listing.objects:
             print(reference(item.kind, item.name))
@@ -46,7 +53,7 @@ def print_listing(listing: Listing, form: str, now_ms: int) -> None:
 
 
 def print_object(item: Object, form: str, now_ms: int) -> None:
-    if form in ("json", "yaml"):
+    if form in ("json", "jsonl", "yaml"):
         print_value(plain(item), form)
     elif form == "name":
         print(reference(item.kind, item.name))
@@ -90,7 +97,7 @@ class WatchPrinter:
                 self._gone(reference(kind, name))
 
     def _put(self, item: Object) -> None:
-        if self._form in ("json", "yaml"):
+        if self._form in ("json", "jsonl", "yaml"):
             self._document({"change": "put", "object": plain(item)})
         elif self._form == "name":
             print(reference(item.kind, item.name), flush=True)
@@ -100,7 +107,7 @@ class WatchPrinter:
             self._first.append(item)
 
     def _gone(self, name: str) -> None:
-        if self._form in ("json", "yaml"):
+        if self._form in ("json", "jsonl", "yaml"):
             self._document({"change": "deleted", "object": name})
         elif self._synced or self._form == "name":
             print(f"{name} is gone", flush=True)
@@ -108,8 +115,8 @@ class WatchPrinter:
             self._first = [item for item in self._first if reference(item.kind, item.name) != name]
 
     def _document(self, value: Any) -> None:
-        if self._form == "json":
-            print(json.dumps(value, ensure_ascii=False), flush=True)
+        if self._form != "yaml":
+            print(dump_line(value), flush=True)
         else:
             print("---\n" + dump_yaml(value), flush=True)
 
