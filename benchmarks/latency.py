@@ -26,6 +26,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from benchmarks.common import (
@@ -123,12 +124,19 @@ class Result:
 
 async def measure(grid: LocalGrid, store: Store, faults: int, chance: random.Random) -> Result:
     """One fault after the other, over nodes and devices in a random order; a first one on each node is not counted."""
-    heard, result = Heard(), Result()
-    _, revision = await store.get(KEYS.leader)
-    start = Revision(revision + 1)
     devices = [(node.name, index) for node in grid.nodes for index in range(1, DEVICES_PER_NODE)]
     chance.shuffle(devices)
     order = [(node.name, 0) for node in grid.nodes] + devices[:faults]
+    return await measure_in(grid, store, order, len(grid.nodes), chance)
+
+
+async def measure_in(
+    grid: LocalGrid, store: Store, order: Sequence[tuple[str, int]], uncounted: int, chance: random.Random
+) -> Result:
+    """One fault after the other on these devices (node and index); the first ``uncounted`` only warm up."""
+    heard, result = Heard(), Result()
+    _, revision = await store.get(KEYS.leader)
+    start = Revision(revision + 1)
     async with asyncio.TaskGroup() as group:
         watches = [group.create_task(follow(store, heard, start)), group.create_task(watch_puts(store, heard, start))]
         for number, (node, index) in enumerate(order):
@@ -144,7 +152,7 @@ async def measure(grid: LocalGrid, store: Store, faults: int, chance: random.Ran
             posted = time.perf_counter()
             grid.xid(node, index, XID, kernel=False)
             stamps = {step: await heard.wait(step, f"{node}/gpu{index}") for step in STAGES}
-            if number >= len(grid.nodes):
+            if number >= uncounted:
                 for step, stamp in stamps.items():
                     result.steps_ms[step].append((stamp - posted) * 1000)
             if number % 50 == 49:

@@ -104,7 +104,7 @@ class LimitsConfig:
     reads_per_s: int = 100
     acts_per_s: int = 50
     streams: int = 64  # watches and sample streams of one user
-    agent_messages_per_s: int = 200  # of one node; more is read slower
+    agent_messages_per_s: int = 500  # of one node; more is read slower
     agent_bytes_per_s: int = 8 * 1024 * 1024
     agent_connects_per_s: int = 1
     joins_per_s: int = 20  # of one address
