@@ -60,6 +60,22 @@ class SlurmHost:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesHost:
+    """This host is a node of Kubernetes: jobs run in pods pinned to it (docs/executors.md)."""
+
+    node: str  # its name in Kubernetes
+    image: str  # of jobs' pods; with a Python >= 3.11
+    namespace: str = "default"
+    python: str = "python3"  # in the image
+    resource: str = "nvidia.com/gpu"  # what devices are called there; "" = they are not counted
+    mounts: tuple[str, ...] = ()  # host paths that jobs see, at the same paths
+    kubeconfig: str = ""  # "" = a pod's service account
+    drain: bool = True  # cordon and taint the node while a device of it is out of service, or it is cordoned
+    wait_ms: int = 600_000  # a start that has got no room for so long is given up, and the job placed anew
+    evict: bool = False  # others' pods are evicted then, as their disruption budgets allow
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """``gridkeeper agent --config FILE``."""
 
@@ -82,6 +98,7 @@ class AgentConfig:
     probe_listen: str = ""  # host:port where peers' probes are answered; "" = nowhere
     probe_advertise: str = ""  # how peers reach it; "" = the same
     slurm: SlurmHost | None = None  # None: jobs are processes of this host
+    kubernetes: KubernetesHost | None = None  # alike
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from gridkeeper.config import (
     BearerConfig,
     ClientConfig,
     ControlPlaneConfig,
+    KubernetesHost,
     LimitsConfig,
     RegionEndpoints,
     RegionPath,
@@ -301,6 +302,16 @@ def _slurm_node(value: str) -> None:
         raise Wrong(f"{value[:80]!r} is no name of one node of Slurm; write it as scontrol show nodes does")
 
 
+def _dns_name(value: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", value) or len(value) > 253:
+        raise Wrong(f"{value[:80]!r} is no name of Kubernetes; write it as kubectl shows it")
+
+
+def _absolute(value: str) -> None:
+    if not value.startswith("/") or "/../" in f"{value}/":
+        raise Wrong(f"{value[:80]!r} is no absolute path of this host")
+
+
 _OURS = ("--job-name", "--nodelist", "--requeue", "--wrap", "--array", "--output", "--parsable", "--dependency")
 
 
@@ -335,6 +346,12 @@ RULES: dict[tuple[type, str], Rule] = {
     (AgentConfig, "otlp_endpoint"): Rule(_url),
     (SlurmHost, "node"): Rule(_slurm_node),
     (SlurmHost, "options"): Rule(_sbatch_option),
+    (KubernetesHost, "node"): Rule(_dns_name),
+    (KubernetesHost, "namespace"): Rule(_dns_name),
+    (KubernetesHost, "image"): Rule(_filled),
+    (KubernetesHost, "python"): Rule(_filled),
+    (KubernetesHost, "mounts"): Rule(_absolute),
+    (KubernetesHost, "wait_ms"): between(1_000, 7 * _DAY),
     (SlurmHost, "wait_ms"): between(1_000, 7 * _DAY),
     (AgentConfig, "driver_timeout_ms"): between(100, 600_000),
     (AgentConfig, "spool_max_bytes"): between(64 * 1024, 1 << 40),

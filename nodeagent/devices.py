@@ -21,6 +21,7 @@ from gridkeeper.ports.disk import DiskError
 from gridkeeper.telemetry import METRICS, SCHEMA_VERSION
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import DeviceInfo, Hello, Telemetry
+from nodeagent.hostowner import scheduler_of
 from nodeagent.sampler import DeviceWatch
 from nodeagent.statefile import StateFile
 
@@ -108,7 +109,7 @@ class Devices:
             uptime_ms=self._clock.mono_ms(),
             zone=self._config.zone,
             probe_address=self._config.probe_advertise or self._config.probe_listen,
-            scheduler="slurm" if self._config.slurm else "",
+            scheduler=scheduler_of(self._config),
         )
 
     def telemetry(self) -> Telemetry | None:

@@ -9,14 +9,11 @@ import signal
 from pathlib import Path
 
 from failover.checkpoint.store import open_store
-from failover.executors.commands import HostCommandLine
 from failover.executors.process import ProcessExecutor
 from failover.executors.queued import QueuedExecutor
-from failover.executors.slurm import Slurm
-from failover.executors.slurm_gate import SlurmGate
 from gridkeeper import tracing
 from gridkeeper.clock import SystemClock, SystemRng
-from gridkeeper.config import AgentConfig, SlurmHost
+from gridkeeper.config import AgentConfig
 from gridkeeper.identity import spiffe
 from gridkeeper.identity.renewed import RenewedCredentials
 from gridkeeper.identity.wallet import Wallet
@@ -30,6 +27,7 @@ from nodeagent.agent import Agent, AgentPorts
 from nodeagent.backends.registry import make_backend
 from nodeagent.checkpointing import FileCheckpointDirs
 from nodeagent.disklog import FileLogs
+from nodeagent.hostowner import executor_of
 from nodeagent.hostrunner import ProcessRunner
 from nodeagent.kernel_log import open_kernel_log
 from nodeagent.orders import BadBook
@@ -43,26 +41,9 @@ log = logging.getLogger("gridkeeper.agent")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def _executor(config: AgentConfig, state: Path) -> ProcessExecutor | QueuedExecutor:
-    """Raises ``ExecutorError``."""
-    if config.slurm is None:
-        return ProcessExecutor(state, SystemClock())
-    slurm = Slurm(HostCommandLine(), config.slurm.node, config.slurm.options, _slurm_environment(config.slurm))
-    return QueuedExecutor(state, config.node, slurm, SystemClock(), wait_ms=config.slurm.wait_ms)
-
-
-def _gate(config: AgentConfig) -> HostGate | None:
-    host = config.slurm
-    if host is None or not host.drain:
-        return None
-    return SlurmGate(HostCommandLine(), host.node, host.requeue, _slurm_environment(host))
-
-
-def _slurm_environment(host: SlurmHost) -> dict[str, str]:
-    return {"SLURM_CONF": host.conf} if host.conf else {}
-
-
-def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedExecutor) -> Agent:
+def _build(
+    config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedExecutor, gate: HostGate | None
+) -> Agent:
     """Raises ``BackendError``, ``BadBook``, ``DiskError``, ``OSError`` and ``ValueError`` (TLS files)."""
     clock = SystemClock()
     boot_id = BOOT_ID.read_text(encoding="ascii").strip()
@@ -93,7 +74,7 @@ def _build(config: AgentConfig, state: Path, executor: ProcessExecutor | QueuedE
         kernel_log=open_kernel_log(config.kernel_log, clock, boot_id, state),
         repairs=FileState(state / "repairs.json"),
         host_runner=ProcessRunner(),
-        gate=_gate(config),
+        gate=gate,
         renewal=renewal,
         credentials=credentials.version,
     )
@@ -110,13 +91,13 @@ async def run_agent(config: AgentConfig) -> int:
         log.error("%s", error)
         return 1
     try:
-        executor = _executor(config, state)
+        executor, gate = executor_of(config, state)
     except ExecutorError as error:
         log.error("The agent of %s cannot start: %s", config.node, error)
         lock.release()
         return 1
     try:
-        agent = _build(config, state, executor)
+        agent = _build(config, state, executor, gate)
         if config.metrics_listen:
             metrics.serve(config.metrics_listen, agent, SystemClock())
     except (BackendError, BadBook, DiskError, OSError, ValueError) as error:

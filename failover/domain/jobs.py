@@ -137,7 +137,8 @@ def _seen(
             leaving = f"; {moving}" if active and active.record.state not in LANDED else ""
             return JobState.RUNNING, f"epoch {epoch} runs on {node}{leaving}"
         case RunPhase.STARTING:
-            return JobState.STARTING, f"epoch {epoch} starts on {node}; {moving}"
+            why = f" ({run.record.reason})" if run.record.reason else ""
+            return JobState.STARTING, f"epoch {epoch} starts on {node}{why}; {moving}"
         case RunPhase.STOPPING if is_broken(run):
             return JobState.STARTING, f"epoch {epoch} on {node} cannot go on ({run.record.reason}); {moving}"
         case RunPhase.STOPPING if owner.record.desired is Desired.RUN and not run.record.stopped_by_us:

@@ -71,7 +71,7 @@ class _Ticket:
 
 
 class QueuedExecutor:
-    """``state_dir`` is the agent's. ``command``: how a guardian is started, without its arguments."""
+    """``state_dir`` is the agent's. ``command``: how the batch system starts a guardian, without its arguments."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class QueuedExecutor:
             raise ExecutorError(f"{what}: {error}; check the state directory") from error
         ticket.wish = Ticket(
             name=self._name(ticket.entry),
-            command=(*self._guardian(ticket.directory), "--inherit", *INHERITED),
+            command=(*self._command, "--state-dir", str(ticket.directory), "--once", "--inherit", *INHERITED),
             log=ticket.directory / "guardian.log",
             spec=launch.spec,
             slots=tuple(slot_of(device) for device in launch.devices),
@@ -186,9 +186,6 @@ class QueuedExecutor:
 
     def _name(self, entry: Entry) -> str:
         return f"{TICKETS}{self._node}.{self._tag}.{entry.job}.{entry.epoch}.{entry.attempt}"
-
-    def _guardian(self, directory: Path) -> tuple[str, ...]:
-        return (*self._command, "--state-dir", str(directory), "--once")
 
     def _ticket(self, entry: Entry) -> _Ticket:
         directory = self._workspace.directory(*entry.key) / f"guardian-{entry.attempt}"
@@ -239,6 +236,7 @@ class QueuedExecutor:
             deadline_ms = max(run.deadline_ms, ticket.last.deadline_ms if ticket.last else 0)
             if not ended and self._clock.mono_ms() >= deadline_ms - self._kill_before_ms:
                 ticket.client.end_frozen()
+                self._given_up[self._name(entry)] = None  # its guardian may be in another pid namespace
         return self._settled(ticket, replace(run, pids=()))
 
     @staticmethod
@@ -403,7 +401,8 @@ class QueuedExecutor:
     async def _look_for_lost(self, ticket: _Ticket) -> None:
         """A second guardian, outside of the batch system, ends what the first one left; then it says so and goes."""
         ticket.client.end_frozen()
-        command = (*self._guardian(ticket.directory), "--detach")
+        local = (sys.executable, "-P", "-m", "nodeagent.guardian")
+        command = (*local, "--state-dir", str(ticket.directory), "--once", "--detach")
         helper = GuardianClient(ticket.directory, command, self._clock)
         try:
             await helper.ask(ListRuns())

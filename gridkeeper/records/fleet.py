@@ -66,7 +66,7 @@ class NodeRecord:
     registered_wall_ms: int  # receiver's wall clock, shown only
     zone: str = ""
     probe_address: str = ""  # host:port where peers' probes are answered; "": nowhere
-    scheduler: str = ""  # the batch system that owns the host; "": none
+    scheduler: str = ""  # the batch system whose gate its agent keeps; "": none
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class Hello(_message.Message):
     probe_address: _builtins.str
     """host:port where this agent answers peers' probes; "": nowhere"""
     scheduler: _builtins.str
-    """the batch system that owns this host ("slurm", "kubernetes"); "": none"""
+    """whose gate this agent keeps ("slurm", "kubernetes"); "": nobody's"""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.Label]: ...
     @_builtins.property

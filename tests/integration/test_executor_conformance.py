@@ -1,4 +1,5 @@
-"""One contract for every ``Executor``: real processes under a guardian, the same in a real Slurm, simulated jobs."""
+"""One contract for every ``Executor``: real processes under a guardian, the same in a real Slurm and behind a
+double of Kubernetes, and simulated jobs."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from gridkeeper.ids import DeviceId, Epoch, JobId
 from gridkeeper.ports.jobs import Executor, ExecutorError, ExecutorWaiting, Launch, Process
 from gridkeeper.records.jobs import JobSpec
 from nodeagent.checkpointing import CheckpointDirs, FileCheckpointDirs
+from tests.fixtures.kubernetes import kubernetes
 from tests.fixtures.slurm import SlurmCluster, slurm_executor
 from tests.integration.waiting import until
 
@@ -91,7 +93,7 @@ class Bench:
         return await self.when(number, lambda p: p.progress.last_step >= 0, "its first step")
 
 
-@pytest_asyncio.fixture(params=["process", "slurm", "simulated"])
+@pytest_asyncio.fixture(params=["process", "slurm", "kubernetes", "simulated"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     clock = SystemClock()
     if request.param == "simulated":
@@ -111,6 +113,12 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield Bench(queued, FileCheckpointDirs(), clock)
         queued.close()
         cluster.quiet()
+        return
+    if request.param == "kubernetes":
+        async with kubernetes(clock) as served:
+            queued = served.executor(tmp_path, clock)
+            yield Bench(queued, FileCheckpointDirs(), clock)
+            queued.close()
         return
     executor = ProcessExecutor(tmp_path, clock)
     yield Bench(executor, FileCheckpointDirs(), clock)

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text()
 TABLES = (config.AgentConfig, config.ControlPlaneConfig, config.ClientConfig, config.TlsFiles, config.StoreConfig,
           config.LimitsConfig, config.BearerConfig, Timings)  # fmt: skip
-SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands, config.SlurmHost)
+SENTENCES = (config.RegionPath, config.RegionEndpoints, config.RepairCommands, config.SlurmHost,
+             config.KubernetesHost)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__name__)
