@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -104,6 +105,8 @@ async def run_agent(config: AgentConfig) -> int:
         log.error("The agent of %s cannot start: %s", config.node, error)
         lock.release()
         return 1
+    if os.geteuid() == 0:
+        log.warning("The agent runs as root, and so will its jobs: give it a user of its own (deploy/systemd).")
     tracing.setup("gridkeeper-agent", config.otlp_endpoint)
     log.info("Agent of %s in region %s, state in %s.", config.node, config.region, state)
     running = asyncio.ensure_future(agent.run())

@@ -22,9 +22,8 @@ MAX_TTL_MS = 7 * 86_400_000
 MAX_TOKENS = 2_000
 """Kept at a time: those that are used or over are removed first, the oldest first."""
 MAX_REVOCATIONS = 20_000
-_TARGET = re.compile(
-    r"((?:node|replica)/[a-z0-9._-]{1,63}/[a-z0-9._-]{1,63}|user/[!-.0-~]{1,140}|serial/[0-9a-f]{1,40})"
-)
+_USER = re.compile(r"[!-.0-~]{1,140}")
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")
 
 
 def digest_of(secret: str) -> str:
@@ -142,8 +141,22 @@ def reinstate(target: str, wish: Wish, region: RegionState) -> Plan:
 
 
 def _checked_target(target: str) -> None:
-    if not _TARGET.fullmatch(target):
-        raise invalid(
-            f"name: {target[:80]!r} is nothing to revoke; use node/<region>/<node>, replica/<region>/<replica>, "
-            "user/<name> or serial/<hex>"
-        )
+    match target.split("/"):
+        case ["node" | "replica", region, name] if _is_name(region) and _is_name(name):
+            return
+        case ["user", name] if _USER.fullmatch(name):
+            return
+        case ["serial", serial] if _SERIAL.fullmatch(serial):
+            return
+    raise invalid(
+        f"name: {target[:80]!r} is nothing to revoke; use node/<region>/<node>, replica/<region>/<replica>, "
+        "user/<name> or serial/<hex>"
+    )
+
+
+def _is_name(text: str) -> bool:
+    try:
+        checked_name("name", text)
+    except BadName:
+        return False
+    return True

@@ -4,6 +4,7 @@ whose certificate or token has ended is out, also on streams that are open."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,20 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.rpc.identity_intents import MAX_TOKENS, NoEntry, create_token, revoke, use_token
+from controlplane.rpc.intents import Wish
+from controlplane.rpc.refusal import Refusal as GrpcRefusal
+from controlplane.rpc.sources import Conflict
 from controlplane.security.bearer import JwtBearer
 from controlplane.security.origin import host_of
 from controlplane.security.rates import Buckets, Rate, StreamCounts, TooMany
 from controlplane.security.refusals import MOST_WAITING, QUIET_MS, RATE, RefusalBook
 from gridkeeper.client import Failed, GridClient, Refused
 from gridkeeper.config import BearerConfig, ClientConfig, LimitsConfig, RegionEndpoints
+from gridkeeper.decision import Now, Versioned
 from gridkeeper.identity import spiffe
 from gridkeeper.identity.spiffe import BadIdentity, UserRole
-from gridkeeper.ids import RegionId
+from gridkeeper.ids import NodeId, RegionId, Revision
 from gridkeeper.ports.store import StoreUnavailable
 from gridkeeper.records.books import AuditRecord
 from gridkeeper.v1 import api_pb2
@@ -255,6 +261,51 @@ async def test_keys_are_read_anew_at_a_bounded_rate_and_kept_when_they_cannot_be
         await bearer.verify(token(clock, kid="nobody"))
     assert reads == [2]
     await bearer.verify(token(clock))
+
+
+# -- join tokens ---------------------------------------------------------------------------------------------------
+
+NOW = Now(0, WALL_MS)
+WISH = Wish("user/adm", "a test", "")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["k1", "k2"]), st.booleans()), max_size=8))
+def test_a_token_is_used_up_by_one_key_of_one_host_whoever_races(tries: list[tuple[str, str, bool]]) -> None:
+    """Protects: of all who present a token, in any order, also deciding on a state that is old by then, one wins; and
+    the winner may ask again."""
+    grid = fleet()
+    _, created = create_token("t", "secret", "", 0, WISH, grid.region(), NOW)
+    grid.local.apply(created)
+    before, winner = grid.region(), None
+    for node, key, stale in tries:
+        seen = before if stale else grid.region()
+        try:
+            decision = use_token("t", "secret", NodeId(node), key, seen, NOW)
+            if decision is not None:
+                grid.local.apply(decision)
+        except (NoEntry, Conflict):
+            assert winner is not None and (stale or winner != (node, key))
+            continue
+        assert winner in (None, (node, key))
+        winner = (node, key)
+    assert (grid.region().tokens["t"].record.used_by or None) == (winner[0] if winner else None)
+
+
+def test_tokens_that_are_over_make_room_and_the_rest_is_bounded() -> None:
+    state = fleet().region()
+    record, _ = create_token("t", "s", "", 1_000, WISH, state, NOW)
+    full = {f"t{n}": Versioned(record, Revision(n + 1), Revision(n + 1), 0) for n in range(MAX_TOKENS)}
+    state = dataclasses.replace(state, tokens=full)
+    with pytest.raises(GrpcRefusal, match="join tokens that are not over"):
+        create_token("more", "s", "", 0, WISH, state, NOW)
+    _, decision = create_token("more", "s", "", 0, WISH, state, Now(0, WALL_MS + 2_000))
+    assert len(decision.writes) == 51, "fifty that are over make room"
+
+
+@pytest.mark.parametrize("target", ["", "node/east", "node/../x", "user/", "user/a b", "serial/XYZ", "store/etcd", "*"])
+def test_what_cannot_be_revoked_is_named(target: str) -> None:
+    with pytest.raises(GrpcRefusal, match="nothing to revoke"):
+        revoke(target, WISH, fleet().region(), NOW)
 
 
 # -- over the wire ------------------------------------------------------------------------------------------------
