@@ -77,10 +77,13 @@ class Heard:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait(self, step: str, device: str) -> float:
-        async with asyncio.timeout(STEP_LIMIT_S):
-            while (step, device) not in self.steps:
-                self.changed.clear()
-                await self.changed.wait()
+        try:
+            async with asyncio.timeout(STEP_LIMIT_S):
+                while (step, device) not in self.steps:
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            raise TimeoutError(f"no {step} of {device} within {STEP_LIMIT_S:.0f} s") from None
         return self.steps[(step, device)]
 
 
