@@ -174,7 +174,7 @@ class Checkpoints:
     async def _prune(self, key: Key) -> None:
         directory = self._directory_of(*key)
         state = self._epochs.get(key)
-        upto = state.stored if state and state.rank >= 0 else 1 << 62  # newer parts of a gang are still to be chosen
+        upto = state.settled if state and state.rank >= 0 else 1 << 62  # of a gang, any later one may be chosen yet
         done = [step for step in self._dirs.steps(directory) if step <= upto]
         for step in done[:-KEEP]:
             await self._dirs.remove(directory / f"step-{step}")

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from chaos.simulate.library import STORIES, run
+from chaos.simulate.library import ALL_STORIES, run
 from chaos.simulate.play import Outcome
 from chaos.simulate.replay import replay
 from chaos.simulate.sentences import sentences
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if options.log else logging.CRITICAL, format="%(name)s: %(message)s")
     seeds = options.seeds or range(options.seed, options.seed + 1)
     failed = 0
-    for name in [options.story] if options.story else list(STORIES):
+    for name in [options.story] if options.story else list(ALL_STORIES):
         for seed in seeds:
             outcome = run(name, seed, options.rough)
             _tell(outcome, whole=len(seeds) == 1 and not options.quiet, replay_with=_command(name, seed, options.rough))
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m chaos.simulate", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seeds", type=_range, help="A-B: each seed from A to B")
-    parser.add_argument("--story", choices=sorted(STORIES), help="default: all of them")
+    parser.add_argument("--story", choices=sorted(ALL_STORIES), help="default: all of them")
     parser.add_argument("--rough", action="store_true", help="stores fail now and then, before and after committing")
     parser.add_argument("--quiet", action="store_true", help="verdicts only")
     parser.add_argument("--log", action="store_true", help="with the daemons' own log")
@@ -53,7 +53,7 @@ def _command(name: str, seed: int, rough: bool) -> str:
 def _tell(outcome: Outcome, whole: bool, replay_with: str) -> None:
     """The whole story, or one line; of a failure always what was wrong and how to see it again."""
     if whole:
-        print(f"== {outcome.story}, seed {outcome.seed}: {STORIES[outcome.story].title}")
+        print(f"== {outcome.story}, seed {outcome.seed}: {ALL_STORIES[outcome.story].title}")
         for sentence in sentences(replay(outcome.history)):
             print(sentence)
         for claim in outcome.claims:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from chaos.simulate.ensemble import Ensemble
 from chaos.simulate.files import SimFiles
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.clock import Clock
@@ -22,6 +23,8 @@ from gridkeeper.timings import Timings
 
 Key = tuple[JobId, Epoch]
 STATE_FILE = "state"
+WAIT_MS = 5
+"""A rank that waits for the others looks again so soon."""
 NO_PROGRESS = Progress(-1, -1, 0, 0, 0.0)
 
 
@@ -62,6 +65,11 @@ class Witness(Protocol):
     def gone(self, node: str, launch: Launch, exit_code: int, exit_signal: int) -> None:
         """No process of it is left."""
         ...
+
+
+def state_file(launch: Launch) -> str:
+    """Each rank of a gang writes, and resumes from, a file of its own."""
+    return f"{STATE_FILE}-{launch.rank}" if launch.rank else STATE_FILE
 
 
 def state_after(job: JobId, step: int) -> bytes:
@@ -117,6 +125,7 @@ class SimExecutor:
         root: Path = Path("/sim"),
         history: list[Step] | None = None,
         witness: Witness | None = None,
+        ensemble: Ensemble | None = None,
     ) -> None:
         self._node = node
         self._clock = clock
@@ -128,6 +137,7 @@ class SimExecutor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_pid = 1_000
         self._witness = witness
+        self._ensemble = ensemble or Ensemble()
         self.history: list[Step] = [] if history is None else history
         self.margins(Timings().term_before_ms, Timings().kill_before_ms)
 
@@ -153,7 +163,7 @@ class SimExecutor:
             raise ExecutorError(f"{what}: its deadline has come already; renew first")
         state, step = b"", -1
         if launch.resume_from:
-            found = self._files.get(Path(launch.resume_from), STATE_FILE)
+            found = self._files.get(Path(launch.resume_from), state_file(launch))
             if found is None:
                 raise ExecutorError(f"{what}: {launch.resume_from} is no checkpoint")
             state, step = found, launch.resume_step
@@ -273,8 +283,13 @@ class SimExecutor:
             if not run.fenced and now >= run.deadline_ms - self._term_before_ms:
                 run.fenced = run.terminated = True
             if run.terminated and not run.job.ignores_sigterm:
+                self._ensemble.stop(run.launch, run.step)
+            if self._ensemble.over(run.launch, run.step) and not run.job.ignores_sigterm:
                 await self._finish(run)
                 break
+            if now >= next_step and not self._ensemble.together(run.launch, run.step + 1):
+                next_step = now + WAIT_MS
+                continue
             if now >= next_step:
                 if run.job.steps and run.step + 1 >= run.job.steps:
                     self._end(run, 0, 0)  # resumed from its last checkpoint: nothing is left to do
@@ -324,7 +339,7 @@ class SimExecutor:
     def _checkpoint(self, run: _Run) -> None:
         run.wants_checkpoint = False
         directory = self.checkpoint_dir(run.launch.job, run.launch.epoch) / f"step-{run.step}"
-        self._files.put(directory, STATE_FILE, run.state)
+        self._files.put(directory, state_file(run.launch), run.state)
 
     async def _finish(self, run: _Run) -> None:
         """SIGTERM: checkpoint, then exit 0; unless the kill comes first."""

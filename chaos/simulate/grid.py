@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from chaos.simulate.checkpoints import MemoryTree, SimCheckpointStore
 from chaos.simulate.clock import SimClock, SimRng
+from chaos.simulate.ensemble import Ensemble
 from chaos.simulate.executor import SimJob
 from chaos.simulate.history import GLOBAL_STORE, History, Injected
 from chaos.simulate.host import SimHost
@@ -78,7 +79,7 @@ class SimGrid:
         for name in (GLOBAL_STORE, *self.shape.regions):
             self.stores[name] = SimCluster(self.clock, self.rng.child(f"store-{name}"))
             self.stores[name].mvcc.witness = recorder.commits(name)
-        tree = MemoryTree()
+        tree, ensemble = MemoryTree(), Ensemble()
         self.checkpoints: dict[RegionId, SimCheckpointStore] = {
             RegionId(name): SimCheckpointStore(tree, self.clock, 5, recorder.stores(name))
             for name in self.shape.regions
@@ -105,6 +106,7 @@ class SimGrid:
                     self._rack(region, node, number),
                     self._script,
                     recorder,
+                    ensemble,
                 )
 
     def _rack(self, region: RegionId, node: NodeId, number: int) -> str:
@@ -244,6 +246,11 @@ class SimGrid:
         if kernel:
             found = next(d for d in host.backend.open() if d.slot == slot_of(device))
             host.kernel.xid(found.pci_bus_id, code, pid, f"simulated fault {code}")
+
+    def crash_member(self, job: str, node: NodeId, number: int = 9) -> None:
+        """The job's processes on one node die of a signal."""
+        self._injected(f"signal {number} to {job} on {node}")
+        self.hosts[node].executor.crash(JobId(job), number)
 
     def crash_job(self, job: str, number: int = 9) -> None:
         """Its processes die of a signal, wherever they run."""

@@ -10,6 +10,7 @@ from chaos.simulate.checkpoints import MemoryTree, SimCheckpointStore
 from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.devices import SimBackend
 from chaos.simulate.disk import SimDisk
+from chaos.simulate.ensemble import Ensemble
 from chaos.simulate.executor import SimExecutor, SimJob, Witness
 from chaos.simulate.files import SimFiles, SimState
 from chaos.simulate.freeze import Gate, GatedClock, GatedExecutor, GatedTransport
@@ -44,12 +45,13 @@ class SimHost:
         rack: str,
         script: Callable[[Launch], SimJob],
         witness: Witness,
+        ensemble: Ensemble,
     ) -> None:
         self.node = node
         self.region = region
         self.clock = clock
         self.files = SimFiles(tree)
-        self.executor = SimExecutor(node, clock, self.files, script, ROOT, witness=witness)
+        self.executor = SimExecutor(node, clock, self.files, script, ROOT, witness=witness, ensemble=ensemble)
         self.backend = SimBackend(node, clock, devices)
         self.kernel = SimKernel(clock)
         self.disk = SimDisk(clock, rng.child("disk"))

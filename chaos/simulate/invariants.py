@@ -14,7 +14,8 @@ from chaos.simulate import bookkeeping, limits
 from chaos.simulate.history import GLOBAL_STORE, Commit, Entry, Gone, Renewed, Started, Stepped, Stored
 from chaos.simulate.replay import Changed, Moment, replay
 from chaos.simulate.violation import Violation
-from gridkeeper.ids import Epoch, JobId
+from failover.domain.gang import nodes_of
+from gridkeeper.ids import Epoch, JobId, NodeId
 from gridkeeper.keys import KEYS
 from gridkeeper.records.jobs import CheckpointRecord, GrantRecord, HeadRecord, OwnershipRecord, RunPhase, RunRecord
 from gridkeeper.records.regions import FenceRecord
@@ -31,28 +32,30 @@ def check(entries: Iterable[Entry], settings: Settings) -> tuple[Violation, ...]
 
 
 def one_owner(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violation]:
-    """Processes of one job never overlap; epochs only grow; after the first sign of a newer epoch an older one does no
-    step; no device serves two jobs at once."""
+    """Epochs of one job never overlap, and each has at most one process per node; epochs only grow; after the first
+    sign of a newer epoch an older one does no step; no device serves two jobs at once."""
     alive: dict[tuple[str, JobId, Epoch], tuple[str, ...]] = {}
     highest: dict[JobId, Epoch] = {}
+    started: set[tuple[str, JobId, Epoch]] = set()
     for moment in moments:
         match moment.entry:
             case Started(at_ms, node, job, epoch, devices):
                 for (other_node, other_job, other_epoch), other_devices in alive.items():
-                    if other_job == job:
+                    if other_job == job and (other_epoch != epoch or other_node == node):
                         yield Violation(
                             at_ms,
                             "one owner",
                             f"{job} starts on {node} at epoch {epoch} while epoch {other_epoch} lives on {other_node}",
                         )
-                    elif shared := set(devices) & set(other_devices):
+                    elif other_job != job and (shared := set(devices) & set(other_devices)):
                         yield Violation(
                             at_ms,
                             "one owner",
                             f"{job} starts on {', '.join(sorted(shared))}, which {other_job} still uses",
                         )
-                if job in highest and epoch <= highest[job]:
+                if (node, job, epoch) in started or (job in highest and epoch < highest[job]):
                     yield Violation(at_ms, "one owner", f"{job} starts at epoch {epoch} after {highest[job]}")
+                started.add((node, job, epoch))
                 highest[job] = max(epoch, highest.get(job, epoch))
                 alive[node, job, epoch] = devices
             case Stepped(at_ms, node, job, epoch, step):
@@ -75,7 +78,7 @@ class _Ownership:
     verdict on the region, that ended it. ``revoked``: the revision of the intent."""
 
     epoch: Epoch | None = None
-    nodes: dict[Epoch, str] = field(default_factory=dict)
+    nodes: dict[Epoch, tuple[NodeId, ...]] = field(default_factory=dict)
     regions: dict[Epoch, str] = field(default_factory=dict)
     barred: dict[tuple[str, Epoch], int] = field(default_factory=dict)
     revoked: dict[Epoch, int] = field(default_factory=dict)
@@ -126,7 +129,7 @@ def takeover(moments: tuple[Moment, ...], settings: Settings) -> Iterator[Violat
         match moment.entry:
             case Started(_, node, job, epoch):
                 owner = jobs.get(job, _Ownership())
-                if owner.nodes.get(epoch) != node:
+                if node not in owner.nodes.get(epoch, ()):
                     yield Violation(now, "takeover", f"{node} starts {job} epoch {epoch}, which it never owned")
                 for older in sorted(owner.nodes):
                     if older < epoch and not _over(owner, older, now, fences, settings):
@@ -176,17 +179,22 @@ def _owned(
     for place, until in owner.valid.items():
         if until is None:
             owner.valid[place] = now
-    place = (record.node, record.epoch)
-    if record.revoke is None:
-        owner.valid[place] = None
-        owner.barred.pop(place, None)
-    else:
-        owner.revoked.setdefault(record.epoch, revision)
-        owner.barred.setdefault(place, revision)
+    for place in _places(record):
+        if record.revoke is None:
+            owner.valid[place] = None
+            owner.barred.pop(place, None)
+        else:
+            owner.revoked.setdefault(record.epoch, revision)
+            owner.barred.setdefault(place, revision)
     owner.epoch = record.epoch
     owner.record = record
-    owner.nodes[record.epoch] = record.node
+    owner.nodes[record.epoch] = nodes_of(record)
     owner.regions[record.epoch] = record.region
+
+
+def _places(record: OwnershipRecord) -> tuple[tuple[str, Epoch], ...]:
+    """Where renewals of it may come from: each member of a gang renews for itself."""
+    return tuple((node, record.epoch) for node in nodes_of(record))
 
 
 def _granted(jobs: dict[JobId, _Ownership], change: Changed, moment: Moment) -> None:
@@ -199,13 +207,13 @@ def _granted(jobs: dict[JobId, _Ownership], change: Changed, moment: Moment) -> 
         held = owner.record
         if held is None or held.region != grant.region:
             continue
-        place = (held.node, held.epoch)
-        if grant.revoked and owner.valid.get(place, 0) is None:
-            owner.valid[place] = moment.at_ms
-            owner.barred[place] = moment.entry.revision
-        elif not grant.revoked and held.revoke is None:
-            owner.valid[place] = None
-            owner.barred.pop(place, None)
+        for place in _places(held):
+            if grant.revoked and owner.valid.get(place, 0) is None:
+                owner.valid[place] = moment.at_ms
+                owner.barred[place] = moment.entry.revision
+            elif not grant.revoked and held.revoke is None:
+                owner.valid[place] = None
+                owner.barred.pop(place, None)
 
 
 def _over(owner: _Ownership, epoch: Epoch, now: int, fences: _Fences, settings: Settings) -> bool:

@@ -196,9 +196,10 @@ def _pick(grid: SimGrid, owner: OwnershipRecord) -> DeviceId:
 # -- waiting
 
 
-async def steady(grid: SimGrid) -> OwnershipRecord:
+async def steady(grid: SimGrid, nodes: int = 1) -> OwnershipRecord:
     """Submitted, running, one checkpoint verified, and somewhere before the one after the next, by the seed."""
     spec = records_pb2.JobSpec(
+        nodes=nodes,
         name=JOB,
         command=["train", "--steps", str(STEPS)],
         devices=DEVICES,

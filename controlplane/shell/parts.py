@@ -10,7 +10,7 @@ from controlplane.shell.apply import Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.runs import epoch_of
 from controlplane.shell.writer import GroupWriter
-from failover.domain.gang import folded, never_complete, parts_complete, rank_on, wanted_part
+from failover.domain.gang import folded, never_complete, parts_complete, rank_on
 from gridkeeper.decision import Decision, Put, Versioned
 from gridkeeper.ids import JobId
 from gridkeeper.keys import KEYS
@@ -76,8 +76,8 @@ class Parts:
             record = run.record if run else None
         if record is None:
             return None
-        hopeless = never_complete(record, ready.step)
-        if hopeless and wanted_part(record, head_step) == ready.step:
+        hopeless = never_complete(record, head_step)
+        if hopeless:
             return Refused(hopeless)
         if not parts_complete(record, ready.step):
             return None

@@ -168,10 +168,12 @@ def parts_complete(run: RunRecord, step: int) -> bool:
     return all(member.part_step == step for member in run.members)
 
 
-def never_complete(run: RunRecord, step: int) -> str:
-    """Why the parts of that step never come together, as a sentence; "": they may."""
+def never_complete(run: RunRecord, head_step: int) -> str:
+    """Why no parts beyond the head ever come together, as a sentence; "": they may. A member that has ended with
+    another step than the wanted one has none that is not newer, and the wanted one only falls."""
+    step = wanted_part(run, head_step)
     for rank, member in enumerate(run.members):
-        if member.phase is RunPhase.EXITED and member.part_step != step:
+        if step >= 0 and member.phase is RunPhase.EXITED and member.part_step != step:
             return f"rank {rank} on {member.node} has ended and stored no part of step {step}"
     return ""
 

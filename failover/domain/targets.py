@@ -14,8 +14,9 @@ from failover.domain.regions import choose_region, considered, holds_grant, no_r
 from gridkeeper.decision import Now, Versioned
 from gridkeeper.ids import NodeId
 from gridkeeper.policy.model import PlacementPolicy
-from gridkeeper.records.jobs import JobSpec, MigrationRecord, OfferRecord
+from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, MigrationState, OfferRecord
 from gridkeeper.snapshot import GlobalState, Settings
+from gridkeeper.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ def seek_target(
     waited = now.mono_ms - migration.seen_ms
     if offer is not None:
         why = offer.record.refusal
+        if _may_change_at_home(spec, record, waited, timings):
+            return Wait(f"waits for room: {why}")
     elif waited >= timings.takeover_ms:
         why = f"no answer from {record.target_region} within {timings.takeover_ms} ms"
     else:
@@ -71,6 +74,15 @@ def seek_target(
     if following in before and waited < timings.takeover_ms:
         return Wait(f"waits for room: {'; '.join((*others, entry))}")
     return _ask(world, spec, refused, why, policy)
+
+
+def _may_change_at_home(spec: JobSpec, record: MigrationRecord, waited_ms: int, timings: Timings) -> bool:
+    """A gang leaves its region only if it must. While its old epoch is fenced, its good members' agents look for a
+    replica that renews it, and are not heard in between: such a no is not the last word, and nothing could start."""
+    if spec.members == 1 or record.target_region != record.source_region:
+        return False
+    fenced_first = record.kind is MigrationKind.RECOVERY and record.state is MigrationState.FENCING
+    return fenced_first or waited_ms < timings.settle_ms
 
 
 def _ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str, policy: PlacementPolicy) -> Ask | Wait:
