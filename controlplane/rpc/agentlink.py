@@ -90,7 +90,7 @@ class GrpcControlSession:
         except grpc.RpcError as error:
             raise LinkClosed(f"{self._node} is gone: {error}") from error
         self._check()
-        name = str(self._caller)
+        name = self._caller.name
         wait_ms = max(
             self._guards.messages.take(name, 1 + len(frame.more)), self._guards.octets.take(name, frame.ByteSize())
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
@@ -35,9 +35,17 @@ class Caller:
     origin: str
     until_ms: int
     serial: str = ""
+    name: str = field(init=False, compare=False, default="")
+    targets: tuple[str, ...] = field(init=False, compare=False, default=())  # by which they may be revoked
+
+    def __post_init__(self) -> None:
+        """Put together once: a stream asks with each message."""
+        object.__setattr__(self, "name", str(self.identity))
+        serials = (f"serial/{self.serial}",) if self.serial else ()
+        object.__setattr__(self, "targets", (self.name, *serials))
 
     def __str__(self) -> str:
-        return str(self.identity)
+        return self.name
 
 
 class NoLonger(Refusal):
@@ -111,7 +119,7 @@ class Gate:
         if self._clock.wall_ms() >= caller.until_ms:
             what = "certificate" if caller.serial else "token"
             return f"the {what} of {caller} has expired; renew it"
-        for target in (str(caller), f"serial/{caller.serial}") if caller.serial else (str(caller),):
+        for target in caller.targets:
             why = self._revoked(target)
             if why:
                 return f"{target} is revoked: {why}"

@@ -164,7 +164,8 @@ class FrontDoor:
         known."""
         if not self._local.loaded:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "this replica has not read its region's store yet; try again")
-        if RegionKeys(self._region).revocation(target) in self._local.suspect:
+        suspect = self._local.suspect
+        if suspect and RegionKeys(self._region).revocation(target) in suspect:
             return "the record of it does not decode; revoke or reinstate it again"
         held: Versioned[RevocationRecord] | None = self._local.newest("revocations", target)
         return held.record.reason if held else ""
