@@ -7,9 +7,9 @@ A region of good nodes (four with simulated devices, the others as load: a repor
 again at once when it is cut off: reports in which everything is asked for, and between them messages of a megabyte.
 
 The yardstick is the same flood into a server that takes and drops it (a null sink). Replica and etcd have one core,
-flooder, sink and the good nodes the other, so that the flooder's own hunger for CPU is in both. The two conditions take
-turns, block by block of faults, so that what else the machine does is in both. Detection is from the fault at the
-device to the drain that is durable in etcd.
+flooder and sink the other, so that the flooder's own hunger for CPU is in both; the good nodes run where there is room.
+The two conditions take turns, block by block of faults, so that what else the machine does is in both. Detection is
+from the fault at the device to the drain that is durable in etcd.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from nodeagent.transport import GrpcTransport
 
 BLOCK = 20
 MEEK = 15
-"""Niceness of flooder and sink: the good nodes' agents, which in earnest have hosts of their own, must not starve
-beside them on the second core."""
+"""Niceness of flooder and sink: the good nodes, which in earnest have hosts of their own, must not starve beside
+them."""
 SETTLE_S = 3.0
 BIG = 1_000_000
 BIG_EVERY = 500
@@ -126,21 +126,23 @@ async def flooding(files: TlsFiles, name: str, address: str, core: int) -> Async
         reading.cancel()
 
 
-def pin(grid: LocalGrid) -> None:
-    """Replica and etcd on core 0; everything else, this process too, on core 1."""
-    server = {grid.replica(replica.name).pid for replica in grid.replicas}
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
+def pin(grid: LocalGrid, sink: int) -> None:
+    """Replica and etcd on core 0, the sink on core 1; the good nodes are where there is room."""
+    servers = {grid.replica(replica.name).pid for replica in grid.replicas}
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            mine = process.pid in server or process.name().startswith("etcd")
-            for thread in process.threads():
-                os.sched_setaffinity(thread.id, {0 if mine else 1})
+            core = 1 if process.pid == sink else 0 if process.pid in servers or process.name() == "etcd" else None
+            if core is not None:
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, {core})
+    psutil.Process(sink).nice(MEEK)
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description="Detection on good nodes beside one that floods.")
     parser.add_argument("--good", type=int, default=500, help="good nodes (default 500)")
     parser.add_argument("--faults", type=int, default=160, help="counted faults in both conditions together")
+    parser.add_argument("--block", type=int, default=BLOCK, help="faults in a row in one condition")
     parser.add_argument("--flood", nargs=5, metavar=("NODE", "ADDRESS", "CERTIFICATE", "KEY", "AUTHORITY"))
     options = parser.parse_args()
     if options.flood:
@@ -163,16 +165,15 @@ async def main() -> None:
         chance.shuffle(devices)
         async with Load(grid, REGION, replica.address, options.good - NODES) as load:
             await load.rate(0)
-            pin(grid)
-            psutil.Process(sink_pid).nice(MEEK)
+            pin(grid, sink_pid)
             await measure_in(grid, store, devices[:WARM], WARM, chance)
             left = devices[WARM : WARM + options.faults]
-            for number, start in enumerate(range(0, len(left), BLOCK)):
+            for number, start in enumerate(range(0, len(left), options.block)):
                 where, into = (("sink", quiet), ("replica", flooded))[number % 2]
                 address = sink if where == "sink" else replica.address
                 async with flooding(files, "flooder", address, 1) as sent:
                     await asyncio.sleep(SETTLE_S)
-                    result = await measure_in(grid, store, left[start : start + BLOCK], 0, chance)
+                    result = await measure_in(grid, store, left[start : start + options.block], 0, chance)
                     rates[where] += sent
                 into += result.steps_ms["drain"]
                 say(f"block {number + 1}, flood into the {where}: p50 {quantile(result.steps_ms['drain'], 0.5):.1f} ms")
