@@ -18,13 +18,15 @@ from chaos.simulate.ensemble import Ensemble
 from chaos.simulate.files import SimFiles
 from gridkeeper.ids import Epoch, JobId
 from gridkeeper.ports.clock import Clock
-from gridkeeper.ports.jobs import ExecutorError, Launch, Process, Progress
+from gridkeeper.ports.jobs import ExecutorError, ExecutorWaiting, Launch, Process, Progress
 from gridkeeper.timings import Timings
 
 Key = tuple[JobId, Epoch]
 STATE_FILE = "state"
 WAIT_MS = 5
 """A rank that waits for the others looks again so soon."""
+WITHDRAWN_MS = 5_000
+"""Who does not ask for room again for so long has lost its place in the queue."""
 NO_PROGRESS = Progress(-1, -1, 0, 0, 0.0)
 
 
@@ -41,6 +43,7 @@ class SimJob:
     crash_at: int = -1
     stall_at: int = -1  # after this step it makes none for ``stall_ms``; -1: never
     stall_ms: int = 0
+    queue_ms: int = 0  # a batch system gives it room only so long after it was first asked for
     linger_ms: int = 0  # a child in uninterruptible sleep outlives the leading process by this long
 
 
@@ -134,6 +137,7 @@ class SimExecutor:
         self._root = root / node
         self._runs: dict[Key, _Run] = {}
         self._highest: dict[JobId, Epoch] = {}
+        self._queue: dict[Key, tuple[int, int]] = {}  # waits for room: since when, when last asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_pid = 1_000
         self._witness = witness
@@ -161,6 +165,7 @@ class SimExecutor:
         now = self._clock.mono_ms()
         if deadline_ms - self._term_before_ms <= now:
             raise ExecutorError(f"{what}: its deadline has come already; renew first")
+        self._wait_for_room(launch, now)
         state, step = b"", -1
         if launch.resume_from:
             found = self._files.get(Path(launch.resume_from), state_file(launch))
@@ -176,6 +181,15 @@ class SimExecutor:
         task = asyncio.get_running_loop().create_task(self._live(run), name=f"{self._node}/{what}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _wait_for_room(self, launch: Launch, now: int) -> None:
+        queue_ms = self._script(launch).queue_ms
+        since, asked = self._queue.get((launch.job, launch.epoch), (now, now))
+        since = since if now - asked <= WITHDRAWN_MS else now  # who does not ask again has lost its place
+        self._queue[launch.job, launch.epoch] = (since, now)
+        if now - since < queue_ms:
+            raise ExecutorWaiting(f"there is no room on {self._node} yet")
+        del self._queue[launch.job, launch.epoch]
 
     async def extend(self, deadlines: dict[Key, int]) -> None:
         for key, deadline_ms in deadlines.items():

@@ -169,6 +169,7 @@ def manifest(plan: PodPlan, ticket: Ticket, uid: int, gid: int) -> dict[str, obj
                     "restartPolicy": "Never",
                     "terminationGracePeriodSeconds": GRACE_S,
                     "automountServiceAccountToken": False,
+                    "hostNetwork": ticket.spec.members > 1,  # a gang meets at an address of a host
                     "affinity": _only_on(plan.node),
                     "securityContext": {"runAsUser": uid, "runAsGroup": gid},
                     "containers": [

@@ -101,7 +101,7 @@ class QueuedExecutor:
         self._given_up: dict[str, None] = {}  # names of tickets to cancel
         self._tending: asyncio.Task[None] | None = None
         self._due_ms = 0
-        self._silent = ""  # why the batch system does not answer
+        self._silent = ""  # why the batch system tells nothing
         self.margins(Timings().term_before_ms, Timings().kill_before_ms)
 
     def margins(self, term_before_ms: int, kill_before_ms: int) -> None:
@@ -181,7 +181,7 @@ class QueuedExecutor:
         )
         self._tend_if_due(at_once=not ticket.entry.submitted)
         if self._silent:
-            raise ExecutorWaiting(f"{title} does not answer: {self._silent}")
+            raise ExecutorWaiting(f"{title} cannot be asked: {self._silent}")
         raise ExecutorWaiting(f"{title}: {placed.detail}" if placed else f"{title} is being asked for room")
 
     def _name(self, entry: Entry) -> str:
@@ -340,9 +340,9 @@ class QueuedExecutor:
             await self._give_up(waiting)
             await self._place(waiting)
             self._silent = ""
-        except BatchUnavailable as error:
-            if not self._silent:
-                log.warning("%s does not answer: %s", self._system.title, error)
+        except BatchError as error:
+            if self._silent != str(error):
+                log.warning("%s cannot be asked: %s", self._system.title, error)
             self._silent = str(error)
             self._due_ms = self._clock.mono_ms() + max(self._poll_ms, LATER_MS)
         except ExecutorError as error:

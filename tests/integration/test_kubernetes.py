@@ -102,6 +102,7 @@ async def test_a_job_is_one_pod_pinned_to_its_node_and_never_started_again(bench
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
     assert pod["securityContext"]["runAsUser"] == os.getuid()
     assert not pod["automountServiceAccountToken"], "a job gets no right that its owner has not"
+    assert not pod["hostNetwork"], "only a gang needs it"
     await bench.executor.stop(JOB, FIRST, 5_000)
     assert (await bench.gone()).exit_signal == signal.SIGTERM
 
@@ -132,6 +133,18 @@ async def test_a_refusal_ends_the_start_in_the_servers_words(bench: Bench) -> No
         return False
 
     await until(refused, "the refusal")
+
+
+async def test_an_agent_without_the_right_to_look_waits_and_says_so(bench: Bench) -> None:
+    """Protects: a refusal to tell where tickets stand is no end of any of them, and none of the agent."""
+    bench.cluster.faults.extend(Fault("GET", "/pods", 403, {}, refusal(403, "cannot list pods")) for _ in range(200))
+
+    async def told() -> bool:
+        return "cannot be asked: list jobs and pods: 403: cannot list pods" in await bench.ask()
+
+    await until(told, "the refusal")
+    assert await bench.executor.list() == ()
+    bench.cluster.faults.clear()
 
 
 async def test_a_server_that_asks_for_a_pause_gets_it(bench: Bench) -> None:
@@ -232,9 +245,9 @@ async def test_a_server_that_is_away_stops_no_job_and_no_stop(bench: Bench) -> N
     await bench.gone()
 
     async def waits() -> bool:
-        return "does not answer" in await bench.ask(Epoch(1, 2))
+        return "cannot be asked" in await bench.ask(Epoch(1, 2))
 
-    await until(waits, "it says that Kubernetes does not answer")
+    await until(waits, "it says that Kubernetes cannot be asked")
 
 
 def test_only_a_pod_that_is_known_to_have_ended_counts_as_ended() -> None:

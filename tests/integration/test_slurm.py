@@ -334,8 +334,8 @@ async def test_a_stopped_controller_stops_no_job_and_no_stop(bench: Bench) -> No
         assert (await bench.gone()).exit_code == 7
 
         async def waits() -> bool:
-            return "does not answer" in await bench.ask(Epoch(1, 2))
+            return "cannot be asked" in await bench.ask(Epoch(1, 2))
 
-        await until(waits, "it says that Slurm does not answer", seconds=40)
+        await until(waits, "it says that Slurm cannot be asked", seconds=40)
     finally:
         bench.cluster.start_controller()

@@ -215,6 +215,43 @@ async def test_a_stop_before_the_start_is_final(bench: Bench) -> None:
 
 
 @on_bench
+async def test_a_start_that_waits_for_room_is_starting_renewed_and_says_so(bench: Bench) -> None:
+    """A batch system that has no room yet: nothing runs, the ownership is kept, and the job begins once there is."""
+    bench.job = SimJob(step_ms=50, queue_ms=3 * SHORT.fence_ms)
+    bench.start_agent()
+    await connected(bench)
+    await bench.a.command(1)
+    await bench.until(lambda: bench.phase(1) == "STARTING", "it waits")
+    await bench.clock.sleep(2 * SHORT.fence_ms)
+    workload = bench.workload(1)
+    assert workload is not None
+    assert (bench.phase(1), workload.reason) == ("STARTING", "there is no room on east-1 yet")
+    assert bench.a.renewals[-1].jobs, "it keeps its ownership"
+    assert await bench.process(1) is None
+    await bench.until(lambda: bench.phase(1) == "RUNNING", "it runs")
+    workload = bench.workload(1)
+    assert workload is not None and not workload.reason
+
+
+@on_bench
+async def test_what_is_stopped_while_it_waits_for_room_never_begins(bench: Bench) -> None:
+    """The batch system's room may come at any time after the stop was reported as confirmed."""
+    bench.job = SimJob(step_ms=50, queue_ms=SHORT.fence_ms)
+    bench.start_agent()
+    await connected(bench)
+    await bench.a.command(1)
+    await bench.until(lambda: bench.phase(1) == "STARTING", "it waits")
+    await bench.a.command(1, run=False)
+    await bench.until(lambda: bench.phase(1) == "EXITED", "over before it began")
+    workload = bench.workload(1)
+    assert workload is not None
+    assert (workload.stop_confirmed, workload.stopped_by_us) == (True, True)
+    await bench.a.command(1)
+    await bench.clock.sleep(3 * SHORT.fence_ms)
+    assert await bench.process(1) is None
+
+
+@on_bench
 async def test_an_order_that_cannot_be_kept_on_disk_starts_nothing(bench: Bench) -> None:
     bench.start_agent()
     await connected(bench)
