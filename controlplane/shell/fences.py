@@ -15,6 +15,7 @@ from gridkeeper.decision import Versioned
 from gridkeeper.ids import Extent, RegionId, ReplicaId
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.store import StoreError
+from gridkeeper.records.jobs import GrantRecord
 from gridkeeper.records.regions import FenceRecord
 from gridkeeper.snapshot import Failsafe, GlobalState
 from gridkeeper.timings import Timings
@@ -47,7 +48,9 @@ class Fences:
         self._clock = clock
         self._timings = timings
         self._raised: dict[RegionId, Raised] = {}
+        self._named: dict[RegionId, int] = {}
         local.listen(("fences",), self._heard)
+        world.listen(("grants",), self._heard_grants)
 
     def _heard(self, changed: Changed) -> None:
         for region in map(RegionId, sorted(changed.get("fences", ()))):
@@ -57,6 +60,14 @@ class Fences:
             else:
                 extent = Extent(held.record.generation, held.record.revision)
                 self._raised[region] = self._with(self._raised.get(region, ()), extent, held.seen_ms)
+
+    def _heard_grants(self, changed: Changed) -> None:
+        for region in map(RegionId, sorted(changed.get("grants", ()))):
+            held: Versioned[GrantRecord] | None = self._world.newest("grants", region)
+            if held is None or self._region not in held.record.peers:
+                self._named.pop(region, None)
+            else:
+                self._named.setdefault(region, held.seen_ms)
 
     def _with(self, raised: Raised, extent: Extent, seen_ms: int) -> Raised:
         """Bounded: of all that has stood for R already, only the newest matters."""
@@ -71,7 +82,7 @@ class Fences:
         """For every snapshot of the global store on which a job's next owner may be decided."""
         fences: Any = self._local.kind("fences")
         promises: Any = self._local.kind("promises")
-        return Failsafe(self._region, fences, dict(self._raised), promises)
+        return Failsafe(self._region, fences, dict(self._raised), promises, dict(self._named))
 
     def world(self) -> GlobalState:
         """The global store with what this region's store has to say to it."""

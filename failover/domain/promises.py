@@ -13,7 +13,8 @@ global store. The order that safety rests on:
   has ended the job by S + F after it: before R has passed since any fence.
 * Who may decide is who is asked: a region takes jobs of another one over only if the other's grant names it
   (``GrantRecord.peers``), and a grant names only regions whose own grant lies below the fence that the region has
-  against itself. A replica with an older view, which might not ask the new region, is refused by its own region.
+  against itself. A replica with an older view, which might not ask the new region, is refused by its own region: but
+  only from then on. So R is reckoned from when the grant was seen to name the decider, if that was later.
 
 A grant that is revoked raises the fence like an intent: a human's word that a region is lost ends its jobs, too.
 """
@@ -24,12 +25,12 @@ from collections.abc import Mapping
 
 from gridkeeper.decision import ABSENT, Decision, Guard, Now, Put, Versioned
 from gridkeeper.ids import Extent, JobId, RegionId
-from gridkeeper.keys import RegionKeys
+from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.memo import differing
 from gridkeeper.ports.peers import Ask
 from gridkeeper.records.jobs import OwnershipRecord
 from gridkeeper.records.regions import FenceRecord, PromiseRecord
-from gridkeeper.snapshot import GlobalState
+from gridkeeper.snapshot import Failsafe, GlobalState
 from gridkeeper.timings import Timings
 
 WRITTEN_PER_FENCE = 4
@@ -37,25 +38,31 @@ WRITTEN_PER_FENCE = 4
 
 
 def waiting_since(world: GlobalState, ownership: Versioned[OwnershipRecord]) -> int | None:
-    """This process's clock from which R is reckoned before the revoked owner counts as gone: when it had seen both the
-    intent and the fence. None: not yet, or its region does not ask ours."""
+    """This process's clock from which R is reckoned before the revoked owner counts as gone: when it had seen the
+    intent, the fence, and that the owner's region asks ours. None: not yet."""
     failsafe = world.failsafe
     if failsafe is None:
         return ownership.seen_ms
     region = ownership.record.region
-    if not asks_us(world, failsafe.here, region):
+    asks_ms = asks_us_since(world, failsafe, region)
+    if asks_ms is None:
         return None
     intent = Extent(world.generation, int(ownership.revision))
     for raised, seen_ms in failsafe.raised.get(region, ()):
         if raised >= intent:
-            return max(seen_ms, ownership.seen_ms)
+            return max(seen_ms, ownership.seen_ms, asks_ms)
     return None
 
 
-def asks_us(world: GlobalState, here: RegionId, region: RegionId) -> bool:
-    """The region renews nothing on promises without ours. One that never held a grant renews nothing at all."""
+def asks_us_since(world: GlobalState, failsafe: Failsafe, region: RegionId) -> int | None:
+    """From when on, by this process's clock, the region renews nothing on promises without ours; None: it may. One that
+    never held a grant renews nothing at all; of a grant that does not decode nobody knows whom it names."""
     grant = world.grants.get(region)
-    return region == here or grant is None or here in grant.record.peers
+    if region == failsafe.here or (grant is None and KEYS.grant(region) not in world.suspect_keys):
+        return 0
+    if grant is None or failsafe.here not in grant.record.peers:
+        return None
+    return failsafe.named.get(region)
 
 
 def peers_to_name(world: GlobalState, region: RegionId) -> tuple[RegionId, ...]:

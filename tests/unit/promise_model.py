@@ -31,7 +31,7 @@ JOB, NODE, EPOCH = JobId("train"), NodeId("e1"), Epoch(1, 1)
 TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_250, clock_ratio=1.05, renewal_ms=300)
 """No slack at all: R = S + F × ρ."""
 STEP_MS = 50
-END_MS = 30_000
+END_MS = 40_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Region:
     shown: dict[RegionId, Versioned[FenceRecord]] = field(default_factory=dict)
     raised: dict[RegionId, tuple[tuple[Extent, int], ...]] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)  # key@revision of the global store -> when this mirror saw it
+    named: dict[RegionId, int] = field(default_factory=dict)
 
 
 class Model:
@@ -77,6 +78,11 @@ class Model:
         cuts = (END_MS, self.intent_ms - 500, self.joins_ms + 500)
         self.cut_ms = {name: roll.choice(cuts) for name in (EAST, WEST, NORTH)}
         self.cut_ms[self.decider] = END_MS
+        # From when until when leaders of regions that do not decide see nothing, or their stores take no writes:
+        # R and more after the intent.
+        heals_ms = self.intent_ms + TIGHT.takeover_ms + roll.randrange(0, 2_000)
+        self.away = range(self.joins_ms - 500, heals_ms) if roll.random() < 0.25 else range(0)
+        self.blind = roll.random() < 0.5
         # the global store
         self.revision = 10
         self.grants: dict[RegionId, Versioned[GrantRecord]] = {}
@@ -206,18 +212,25 @@ class Model:
         """Its leader looks: raises fences, names peers, and, if it is the one, decides."""
         if region.name not in self.grants or self.now >= self.cut_ms[region.name]:
             return
+        away = region.name != self.decider and self.now in self.away
+        if away and self.blind:
+            return
         clock = round(self.now * self.decider_rate)
 
         def first(key: str, held: Versioned[object]) -> int:
             return region.seen.setdefault(f"{key}@{held.revision}", clock)
 
+        if region.name in self.grants[EAST].record.peers:
+            region.named.setdefault(EAST, clock)
+        else:
+            region.named.pop(EAST, None)
         world = GlobalState(
             revision=Revision(self.revision),
             ownership={JOB: replace(self.owner, seen_ms=first("owner", self.owner))},
             grants={name: replace(grant, seen_ms=first(name, grant)) for name, grant in self.grants.items()},
-            failsafe=Failsafe(region.name, dict(region.shown), dict(region.raised)),
+            failsafe=Failsafe(region.name, dict(region.shown), dict(region.raised), named=dict(region.named)),
         )
-        for decision in decide_fences(world):
+        for decision in () if away else decide_fences(world):
             if not self.lost():
                 put = decision.writes[0]
                 self.later(lambda put=put: self._raise(region, put), self.fences_ms[region.name])  # type: ignore[misc]

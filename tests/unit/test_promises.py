@@ -230,7 +230,7 @@ def state(fences: Fences, revision: int, peers: tuple[RegionId, ...] = (WEST,)) 
     return GlobalState(
         ownership={OWNER.job: Versioned(OWNER, Revision(revision), Revision(1), 0)},
         grants={EAST: Versioned(grant, Revision(3), Revision(3), 0)},
-        failsafe=fences.failsafe(),
+        failsafe=replace(fences.failsafe(), named={EAST: 0}),
     )
 
 
@@ -292,6 +292,48 @@ def test_who_is_not_named_by_the_other_regions_grant_takes_nothing_over_by_time(
             assert since(west.fences, 100, peers=(NORTH,)) is None
             without = replace(state(west.fences, 100), grants={})
             assert waiting_since(without, without.ownership[OWNER.job]) is not None, "it never renewed anything"
+            broken = replace(without, suspect_keys=frozenset({KEYS.grant(EAST)}))
+            assert waiting_since(broken, broken.ownership[OWNER.job]) is None, "nobody knows whom it asks"
+
+    run_virtual(main())
+
+
+def test_r_runs_from_when_the_other_region_was_seen_to_ask_ours() -> None:
+    """Protects: a region that joined while another lived on promises without it. The fence stands for R and more, but
+    until its own region's fence is raised, which its grant then says, nobody there asks the newcomer."""
+
+    async def main() -> None:
+        west = West()
+
+        def asks_since() -> int | None:
+            world = replace(state(west.fences, 100), failsafe=west.fences.failsafe())
+            return waiting_since(world, world.ownership[OWNER.job])
+
+        async def grant(value: bytes) -> None:
+            await west.world_store.txn([], [PutOp(KEYS.grant(EAST), value)])
+            await west.clock.sleep(100)
+
+        async with running(west.local.run, west.world.run):
+            await west.local.wait_loaded()
+            await grant(codec.encode(GrantRecord(EAST, 1, ReplicaId("e"), 1)))
+            await west.fence(100)
+            await west.clock.sleep(2 * SHORT.takeover_ms)
+            assert asks_since() is None
+            named = codec.encode(GrantRecord(EAST, 1, ReplicaId("e"), 1, peers=(NORTH, WEST)))
+            before = west.clock.mono_ms()
+            await grant(named)
+            first = asks_since()
+            assert first is not None
+            assert first >= before
+            await west.clock.sleep(SHORT.fence_ms)
+            await grant(codec.encode(GrantRecord(EAST, 1, ReplicaId("e"), 2, peers=(NORTH, WEST))))
+            assert asks_since() == first, "each extension says it again"
+            await grant(b"\xff\xff")
+            assert asks_since() is None
+            await grant(named)
+            again = asks_since()
+            assert again is not None
+            assert again > first
 
     run_virtual(main())
 
