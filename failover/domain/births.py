@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from failover.domain.indexes import free_migration_id, is_active
+from failover.domain.targets import first_ask
 from gridkeeper.decision import Decision, Draft, Guard, Now, Versioned, guards_of
 from gridkeeper.ids import DrainId, Epoch, IncidentId, JobId, NodeId, RegionId
 from gridkeeper.keys import KEYS
+from gridkeeper.policy.model import PlacementPolicy
 from gridkeeper.records.common import Stamp
 from gridkeeper.records.jobs import (
     JobRecord,
@@ -90,8 +92,9 @@ def begin(
     cause: Cause,
     now: Now,
     guards: tuple[Guard, ...] = (),
+    policy: PlacementPolicy | None = None,
 ) -> Decision:
-    """The transaction that creates a migration.
+    """The transaction that creates a migration, and asks a first region for devices if ``policy`` says how to choose.
 
     ``guards``: the caller's right to decide (its region's grant) and what else it relied on. A migration that still
     is active (its target never got to a first step) ends as failed in the same transaction; the new one then inherits
@@ -110,12 +113,15 @@ def begin(
         guarded.append(Guard(KEYS.migration(last.record.id), last.revision))
     trace = cause.trace or job.record.trace
     migration = new_migration(world, name, ownership, cause, trace, now)
+    asked = first_ask(world, job.record.spec, migration, policy) if policy else None
+    migration = asked.record if asked else migration
     draft.put(KEYS.migration(migration.id), migration, None)
     restarts = job.record.restarts + (1 if cause.own_crash else 0)
     draft.put(KEYS.job(name), replace(job.record, migration=migration.id, restarts=restarts), job)
     guarded += guards_of([(KEYS.ownership(name), ownership)])
     what = {MigrationKind.START: "start", MigrationKind.PLANNED: "move", MigrationKind.RECOVERY: "recover"}
     sentence = f"{what[cause.kind]} {name} by migration {migration.id}: {cause.reason}"
+    sentence += f"; region {migration.target_region} is asked for devices" if asked else ""
     evidence = tuple(item for item in (cause.drain, cause.incident, *cause.evidence) if item)
     return Decision(
         "migrate.plan", sentence, draft.writes(), tuple(guarded), f"migration/{migration.id}", evidence, trace

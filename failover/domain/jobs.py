@@ -85,7 +85,15 @@ def _one(
         # It was stopped by a migration or a human, and a human wants it to run: from its newest checkpoint, at a new
         # epoch.
         cause = Cause(MigrationKind.START, f"{name} is wanted to run again", now.ledger_ms, trace=job.record.trace)
-        return begin(world, job, owner, cause, now, guards_of([(run_key(name, owner.record.epoch), run)]))
+        return begin(
+            world,
+            job,
+            owner,
+            cause,
+            now,
+            guards_of([(run_key(name, owner.record.epoch), run)]),
+            settings.policy.placement,
+        )
     state, reason = _seen(world, settings, now, job, owner, run, active, waits)
     return _told(job, state, reason, now)
 
@@ -96,7 +104,7 @@ def _start(
     if active is None:
         requested = f"{job.record.submitted_by} submitted it" if job.record.submitted_by else "it was submitted"
         cause = Cause(MigrationKind.START, requested, now.ledger_ms, trace=job.record.trace)
-        return begin(world, job, None, cause, now)
+        return begin(world, job, None, cause, now, (), settings.policy.placement)
     reason = _waiting(world, settings, now, job, active) or "its devices are being found"
     return _told(job, JobState.PENDING, reason, now)
 

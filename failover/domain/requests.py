@@ -90,7 +90,7 @@ def _leave(
     guards = (grant, *guards_of([(run_key(owner.job, owner.epoch), run)]))
     if cause.own_crash and job.record.restarts >= job.record.spec.max_restarts:
         return _exhausted(world, ownership, cause, guards)
-    return begin(world, job, ownership, cause, now, guards)
+    return begin(world, job, ownership, cause, now, guards, settings.policy.placement)
 
 
 def _after_exit(

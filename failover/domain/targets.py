@@ -103,6 +103,12 @@ def _ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str, p
     return Ask(changed, f"region {region} is asked for devices for {record.job} (attempt {changed.attempt}){because}")
 
 
+def first_ask(world: GlobalState, spec: JobSpec, record: MigrationRecord, policy: PlacementPolicy) -> Ask | None:
+    """The first target of a migration that begins now; None: nothing has room, it begins without."""
+    asked = _ask(world, spec, record, "", policy)
+    return asked if isinstance(asked, Ask) else None
+
+
 def ask_elsewhere(
     world: GlobalState, spec: JobSpec, record: MigrationRecord, why: str, policy: PlacementPolicy
 ) -> Ask | None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from gridkeeper.decision import Decision
+from gridkeeper.decision import Decision, Put
 from gridkeeper.ids import DeviceId, JobId, MigrationId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.records.common import Desired
 from gridkeeper.records.fleet import HealthState, SessionRecord
-from gridkeeper.records.jobs import JobState, MigrationState
+from gridkeeper.records.jobs import JobState, MigrationRecord, MigrationState
 from tests.unit.failover_world import Grid, spec_of
 
 TRAIN = JobId("train")
@@ -247,3 +247,15 @@ def test_a_node_that_is_silent_again_is_not_given_its_job_back() -> None:
     grid.memory.put(RegionKeys(RegionId("east")).session(node), session)
     grid.leaders["east"].look(grid.time_ms)
     assert not [d for d in grid.decisions("east") if d.step == "migrate.plan"]
+
+
+def test_a_move_that_begins_asks_a_region_at_once() -> None:
+    """Protects: a storm of drains waits for one step of the global leader less."""
+    grid = running()
+    grid.drain(grid.owner("train").devices[0])
+    grid.judge_nodes()
+    grid.leaders["east"].look(grid.time_ms)
+    [begun] = [d for d in grid.decisions("east") if d.step == "migrate.plan"]
+    [moved] = [w.record for w in begun.writes if isinstance(w, Put) and isinstance(w.record, MigrationRecord)]
+    assert (moved.target_region, moved.attempt) != ("", 0) and "is asked for devices" in begun.sentence
+    assert not moved.target_devices, "devices are offered by the region itself"
