@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -46,7 +47,9 @@ from gridkeeper.clock import SystemClock
 from gridkeeper.config import ClientConfig, TlsFiles
 from gridkeeper.configfile import dump
 from gridkeeper.identity import spiffe
-from gridkeeper.identity.ca import CertificateAuthority
+from gridkeeper.identity.ca import LEAF_DAYS, CertificateAuthority
+from gridkeeper.identity.issuing import new_key
+from gridkeeper.identity.wallet import Wallet
 from gridkeeper.policy.document import policy_text
 from gridkeeper.ports.clock import Clock
 
@@ -83,7 +86,7 @@ class LocalGrid:
         stores = 2 * self.options.members * (1 + len(self.options.regions))
         ports = free_ports(
             stores
-            + 2 * self.options.replicas * len(self.options.regions)
+            + 3 * self.options.replicas * len(self.options.regions)
             + 2 * self.options.nodes * len(self.options.regions)
         )
         self._etcd_ports = ports[:stores]
@@ -226,7 +229,12 @@ class LocalGrid:
             self._controls[replica.name] = self._child(replica.name, "controlplane", home, {})
         for node in self.nodes:
             home = self.places.node(node.name)
-            tls = authority.issue(spiffe.node(node.region, node.name), home / "tls", stem="node")
+            wallet, key = Wallet(home / "tls"), new_key()  # as after 'gridkeeper join': the agent renews it
+            certificate = authority.sign(
+                spiffe.node(node.region, node.name), key.public_key(), timedelta(days=LEAF_DAYS)
+            )
+            wallet.put(key, certificate, authority.authority.read_bytes())
+            tls = wallet.files
             port = self._agent_ports[node.index] if self._agent_ports else 0
             agent = agent_config(
                 node, self.options, self.places, tls, self.replicas, port, self._probe_ports[node.index]

@@ -62,6 +62,7 @@ class ReplicaPlan:
     region: RegionId
     port: int
     metrics_port: int  # 0: none
+    entry_port: int  # for those without a certificate
 
     @property
     def address(self) -> str:
@@ -139,14 +140,15 @@ def nodes_of(options: GridOptions) -> tuple[NodePlan, ...]:
 
 
 def replicas_of(options: GridOptions, ports: tuple[int, ...]) -> tuple[ReplicaPlan, ...]:
-    """``east-r1``, …; ``ports``: two for each."""
+    """``east-r1``, …; ``ports``: three for each."""
     names = [(region, number) for region in options.regions for number in range(1, options.replicas + 1)]
     return tuple(
         ReplicaPlan(
             ReplicaId(f"{region}-r{number}"),
             RegionId(region),
-            ports[2 * index],
-            ports[2 * index + 1] if options.metrics else 0,
+            ports[3 * index],
+            ports[3 * index + 1] if options.metrics else 0,
+            ports[3 * index + 2],
         )
         for index, (region, number) in enumerate(names)
     )
@@ -173,6 +175,8 @@ def replica_config(
         timings=options.timings,
         policy_file=str(places.policy) if options.policy else "",
         otlp_endpoint=options.otlp_endpoint,
+        entry_listen=f"127.0.0.1:{plan.entry_port}",
+        issuer_dir=str(places.ca),
     )
 
 
