@@ -7,13 +7,19 @@ through its ``Gate``, so nothing of that gets out, and nothing new gets in, unti
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from gridkeeper.ids import Epoch, JobId
+from gridkeeper.ids import Epoch, JobId, Revision
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import Executor, Launch, Process
-from gridkeeper.ports.link import AgentSession, Transport
+from gridkeeper.ports.link import AgentSession, ControlSession, Transport
+from gridkeeper.ports.peers import Ask, OtherRegions
+from gridkeeper.ports.store import ANY, Compare, KeyValue, Op, Page, Store, TxnResult, Watch, WatchBatch
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
+
+T = TypeVar("T")
 
 
 class Gate:
@@ -137,3 +143,116 @@ class GatedExecutor:
     async def log_tail(self, job: JobId, tail_bytes: int) -> bytes:
         await self._gate.passing()
         return await self._executor.log_tail(job, tail_bytes)
+
+
+class _GatedWatch:
+    def __init__(self, watch: Watch, gate: Gate) -> None:
+        self._watch = watch
+        self._gate = gate
+        self._held: WatchBatch | None = None  # while frozen: whoever stops waiting may ask again
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> WatchBatch:
+        if self._held is None:
+            self._held = await anext(self._watch)
+        await self._gate.passing()
+        batch, self._held = self._held, None
+        return batch
+
+    async def aclose(self) -> None:
+        await self._watch.aclose()
+
+
+class GatedStore:
+    """``Store``: what was asked for before the process was stopped arrives, its answer is read when it goes on."""
+
+    def __init__(self, store: Store, gate: Gate) -> None:
+        self._store = store
+        self._gate = gate
+
+    async def _through(self, call: Callable[[], Awaitable[T]]) -> T:
+        await self._gate.passing()
+        result = await call()
+        await self._gate.passing()
+        return result
+
+    async def get(self, key: str) -> tuple[KeyValue | None, Revision]:
+        return await self._through(lambda: self._store.get(key))
+
+    async def range(
+        self,
+        prefix: str,
+        *,
+        after: str = "",
+        limit: int = 0,
+        revision: Revision = ANY,
+        min_mod_revision: Revision = ANY,
+    ) -> Page:
+        return await self._through(
+            lambda: self._store.range(
+                prefix, after=after, limit=limit, revision=revision, min_mod_revision=min_mod_revision
+            )
+        )
+
+    async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
+        return await self._through(lambda: self._store.txn(compares, success, failure))
+
+    async def lease_grant(self, ttl_s: int) -> int:
+        return await self._through(lambda: self._store.lease_grant(ttl_s))
+
+    async def lease_keepalive(self, lease: int) -> int:
+        return await self._through(lambda: self._store.lease_keepalive(lease))
+
+    async def lease_revoke(self, lease: int) -> None:
+        await self._through(lambda: self._store.lease_revoke(lease))
+
+    def watch(self, prefix: str, start: Revision) -> Watch:
+        return _GatedWatch(self._store.watch(prefix, start), self._gate)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+class GatedControlSession:
+    """``ControlSession``: of a replica with an agent."""
+
+    def __init__(self, session: ControlSession, gate: Gate) -> None:
+        self._session = session
+        self._gate = gate
+
+    @property
+    def node(self) -> str:
+        return self._session.node
+
+    @property
+    def region(self) -> str:
+        return self._session.region
+
+    async def send(self, frame: ControlFrame) -> None:
+        await self._gate.passing()
+        await self._session.send(frame)
+
+    async def receive(self) -> AgentFrame:
+        frame = await self._session.receive()
+        await self._gate.passing()
+        return frame
+
+    async def refuse(self, reason: str) -> None:
+        await self._gate.passing()
+        await self._session.refuse(reason)
+
+
+class GatedRegions:
+    """``OtherRegions``."""
+
+    def __init__(self, others: OtherRegions, gate: Gate) -> None:
+        self._others = others
+        self._gate = gate
+
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
+        await self._gate.passing()
+        refusal = await self._others.ask(address, ask, timeout_ms)
+        await self._gate.passing()
+        return refusal

@@ -305,6 +305,14 @@ class SimGrid:
         self._injected(f"{replica} starts")
         self.servers[replica].start()
 
+    def freeze_replica(self, replica: str) -> None:
+        self._injected(f"{replica} is frozen")
+        self.servers[replica].freeze()
+
+    def thaw_replica(self, replica: str) -> None:
+        self._injected(f"{replica} goes on")
+        self.servers[replica].thaw()
+
     def store_of(self, replica: str, store: str) -> SimStore:
         """A replica's handle on ``"region"`` or ``"global"``: for ``lose_replies`` and the like."""
         server = self.servers[replica]

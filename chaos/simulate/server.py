@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Mapping
 
 from chaos.simulate.clock import SimClock, SimRng
-from chaos.simulate.network import SimNetwork
+from chaos.simulate.freeze import Gate, GatedClock, GatedControlSession, GatedRegions, GatedStore
+from chaos.simulate.network import SimControlSession, SimNetwork
 from chaos.simulate.store import FaultRates, SimCluster, SimStore
 from controlplane.shell.replica import Ports, Replica
 from gridkeeper.ids import RegionId, ReplicaId
 from gridkeeper.ports.jobs import CheckpointStore
+from gridkeeper.ports.peers import Ask
 from gridkeeper.snapshot import Settings
 
 
@@ -46,16 +48,17 @@ class SimServer:
 
     def _build(self) -> None:
         self._starts += 1
+        self._gate = Gate()
         self.region_store: SimStore = self._region_cluster.client(self.name)
         self.global_store: SimStore = self._global_cluster.client(self.name)
         self.region_store.rates = self.global_store.rates = self._weather
         ports = Ports(
-            clock=self.clock,
+            clock=GatedClock(self.clock, self._gate),
             rng=self.rng.child(f"start-{self._starts}"),
-            region_store=self.region_store,
-            global_store=self.global_store,
+            region_store=GatedStore(self.region_store, self._gate),
+            global_store=GatedStore(self.global_store, self._gate),
             checkpoints=self._checkpoints,
-            others=self._network.regions(self.name),
+            others=GatedRegions(self._network.regions(self.name), self._gate),
         )
         self.replica = Replica(self.region, self.name, self.name, ports, self._settings)
 
@@ -63,10 +66,27 @@ class SimServer:
         """A new process."""
         if self.region_store.closed:
             self._build()
-        self._network.listen(self.name, self.replica.ingest.serve)
-        self._network.answer_regions(self.name, self.replica.promiser.answer)
+        self._network.listen(self.name, self._serve)
+        self._network.answer_regions(self.name, self._promise)
         name = f"replica-{self.name}-{self._starts}"
         self.task = asyncio.get_running_loop().create_task(self.replica.run(), name=name)
+
+    async def _serve(self, session: SimControlSession) -> None:
+        await self.replica.ingest.serve(GatedControlSession(session, self._gate))
+
+    async def _promise(self, ask: Ask) -> str:
+        await self._gate.passing()
+        refusal = await self.replica.promiser.answer(ask)
+        await self._gate.passing()
+        return refusal
+
+    def freeze(self) -> None:
+        """``SIGSTOP``."""
+        self._gate.freeze()
+
+    def thaw(self) -> None:
+        """``SIGCONT``."""
+        self._gate.thaw()
 
     async def kill(self) -> None:
         """``SIGKILL``: its leases are left to expire, its sessions stay marked open, its streams break."""

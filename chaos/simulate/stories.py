@@ -147,6 +147,41 @@ async def view_lost(grid: SimGrid) -> tuple[Claim, ...]:
     )
 
 
+async def leader_frozen(grid: SimGrid) -> tuple[Claim, ...]:
+    """The replica that leads the world is stopped while it waits for R, and goes on after it: another one has waited
+    anew, and nothing that the first was about to do is done."""
+    owner = await steady(grid)
+    await grid.kill_node(owner.node)
+
+    def fencing() -> bool:
+        moves = moves_of_job(grid)
+        return bool(moves) and moves[-1].state is MigrationState.FENCING
+
+    await grid.until(fencing, f"a revoke intent on {JOB}", SOON_MS)
+    leader = await grid.until(lambda: _leader(grid), "a leader of the world", SOON_MS)
+    grid.freeze_replica(leader)
+    frozen_ms = grid.now_ms
+    await recovered(grid)
+    other = await grid.until(lambda: _leader(grid, leader), "another leader of the world", SOON_MS)
+    grid.thaw_replica(leader)
+    grid.boot_node(owner.node)
+    await finished(grid)
+    starts = [entry for entry in grid.history if isinstance(entry, Started) and entry.epoch > owner.epoch]
+    waited_ms = starts[0].at_ms - frozen_ms
+    return (
+        *await job_ended(grid),
+        nothing_drained(grid),
+        Claim("the job ran in two epochs", len(starts) == 1, f"{len(starts) + 1} starts", calm=True),
+        Claim("another replica led", other != leader, f"{leader}, then {other}"),
+        Claim("and waited the whole R", waited_ms >= grid.shape.timings.takeover_ms, f"{waited_ms} ms"),
+    )
+
+
+def _leader(grid: SimGrid, but: str = "") -> str | None:
+    """The replica that leads the world, as far as it knows; any other one than ``but``."""
+    return next((name for name, s in grid.servers.items() if s.replica.leads_world and name != but), None)
+
+
 FAULTS: dict[str, Story] = {
     story.name: story
     for story in (
@@ -154,6 +189,7 @@ FAULTS: dict[str, Story] = {
         Story("crash", "an uncorrectable memory error kills the process", crash, SHAPE),
         Story("node-lost", "a node loses power, and comes back", node_lost, SHAPE),
         Story("agent-frozen", "an agent is frozen, and thaws", agent_frozen, SHAPE),
+        Story("leader-frozen", "a replica that leads the world is frozen, and thaws", leader_frozen, SHAPE),
         Story("view-lost", "a replica loses the global store", view_lost, SHAPE),
         STORM,
         *GRAY,

@@ -447,6 +447,27 @@ async def test_a_frozen_guardian_is_killed_with_its_jobs_once_a_deadline_passes(
     assert (await bench.when(lambda p: p.tree_gone, "a new guardian confirms it")).alive is False
 
 
+async def test_a_guardian_that_slept_through_a_deadline_ends_the_job_as_it_wakes(bench: Bench) -> None:
+    """Agent and guardian frozen together, as a paused virtual machine is: nobody can kill the job, and it lives on (the
+    checkpoint fence alone protects); awake, the guardian does so before it does anything else."""
+    deadline_ms = bench.in_ms(1_500)
+    await bench.executor.start(launch(STUBBORN), deadline_ms)
+    await bench.ready()
+    pids = (await bench.process()).pids
+    bench.executor.close()
+    os.kill(guardian_pid(bench.directory), signal.SIGSTOP)
+
+    async def late() -> bool:
+        return bench.clock.mono_ms() >= deadline_ms + 1_000
+
+    await until(late, "the deadline is long past")
+    assert all(running(pid) for pid in pids), "nobody was there to kill it"
+    os.kill(guardian_pid(bench.directory), signal.SIGCONT)
+    bench.executor = bench.another()
+    ended = await bench.when(lambda p: p.tree_gone, "the stop is confirmed")
+    assert ended.fenced and not any(running(pid) for pid in pids)
+
+
 async def test_a_new_agent_ends_a_frozen_guardian_that_it_never_heard_of(bench: Bench) -> None:
     """Agent restarted beside a frozen guardian: it knows no deadlines, but nobody could enforce them either."""
     await bench.executor.start(launch(SLEEPER), bench.in_ms(LONG_MS))

@@ -19,6 +19,7 @@ from chaos.simulate.silences import SILENCES
 
 SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {
     "view-lost": range(1, 4),
+    "leader-frozen": range(1, 3),
     "storm": range(1, 6),
     "shared-budget": range(1, 4),
 }
