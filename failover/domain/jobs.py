@@ -80,7 +80,7 @@ def _one(
         if confirmed_stopped(run):
             return _fail(job, owner, run, now)
         if is_broken(run):
-            return _stop_the_rest(job, owner, run)
+            return _stop_the_rest(world, settings, now, job, owner, run)
     if active is None and owner.record.desired is Desired.STOP:
         # It was stopped by a migration or a human, and a human wants it to run: from its newest checkpoint, at a new
         # epoch.
@@ -198,7 +198,12 @@ def _stop(
         return Decision("executor.stop", sentence, draft.writes(), guards, f"job/{name}", (), job.record.trace)
     if over:
         return _end(job, owner, run, None, JobState.STOPPED, f"as wanted; {over}", now)
-    waited = now.mono_ms - owner.seen_ms
+    return _late(settings, now, job, owner, run)
+
+
+def _late(settings: Settings, now: Now, job: Versioned[JobRecord], owner: Owner, run: Run | None) -> Decision | None:
+    """An owner that was asked to stop and does not confirm it is revoked: R after that it counts as stopped."""
+    name, waited = job.record.spec.name, now.mono_ms - owner.seen_ms
     limit = owner.record.spec.grace_ms + 2 * settings.timings.fence_ms
     if owner.record.revoke is not None or waited < limit:
         return None
@@ -215,11 +220,15 @@ def _succeed(job: Versioned[JobRecord], owner: Owner, run: Run | None, active: M
     return _end(job, owner, run, active, JobState.SUCCEEDED, reason, now)
 
 
-def _stop_the_rest(job: Versioned[JobRecord], owner: Owner, run: Run | None) -> Decision | None:
-    """A gang that is given up has members that live: they are stopped before it counts as failed."""
+def _stop_the_rest(
+    world: GlobalState, settings: Settings, now: Now, job: Versioned[JobRecord], owner: Owner, run: Run | None
+) -> Decision | None:
+    """A gang that is given up has members that live: they are stopped or fenced before it counts as failed."""
     name = job.record.spec.name
+    if released(world, owner, run, now.mono_ms, settings.timings):
+        return _fail(job, owner, run, now)
     if owner.record.desired is Desired.STOP:
-        return None
+        return _late(settings, now, job, owner, run)
     put = Put(KEYS.ownership(name), replace(owner.record, desired=Desired.STOP), owner.revision)
     sentence = f"the other members of {name} epoch {owner.record.epoch} are asked to stop: {job.record.reason}"
     guards = guards_of([(KEYS.job(name), job), (run_key(name, owner.record.epoch), run)])

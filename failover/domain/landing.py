@@ -149,8 +149,8 @@ def follow_start(
             return None
         why = f"{record.target_node} has not reported epoch {record.target_epoch} within {limit} ms"
         return _give_up(migration, None, why, now)
-    facts = run.record
-    if facts.first_step >= 0:
+    facts, missing = run.record, ", ".join(unheard_members(run.record))
+    if facts.first_step >= 0 and not missing:
         reached = MigrationState.DONE
     elif facts.phase is RunPhase.EXITED or is_broken(run):
         if succeeded(run):
@@ -158,8 +158,7 @@ def follow_start(
         status = f"signal {facts.exit_signal}" if facts.exit_signal else f"exit status {facts.exit_code}"
         why = f"epoch {record.target_epoch} ended on {facts.node} before its first step ({status}; {facts.reason})"
         return _give_up(migration, run, why, now)
-    elif unheard_members(facts) and now.mono_ms - migration.seen_ms >= 2 * settings.timings.takeover_ms:
-        missing = ", ".join(unheard_members(facts))
+    elif missing and now.mono_ms - migration.seen_ms >= 2 * settings.timings.takeover_ms:
         why = f"{missing} has not reported epoch {record.target_epoch} within {2 * settings.timings.takeover_ms} ms"
         return _give_up(migration, run, why, now)
     elif facts.phase is RunPhase.STARTING:

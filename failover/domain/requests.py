@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from failover.domain import evidence
 from failover.domain.births import Cause, begin, ended
-from failover.domain.gang import is_broken, nodes_of
+from failover.domain.gang import is_broken, nodes_of, unheard_members
 from failover.domain.grants import grant_guard
 from failover.domain.indexes import (
     BEFORE_STOP,
@@ -78,6 +78,8 @@ def _leave(
     waits for its first step; it is superseded."""
     owner = ownership.record
     job = world.jobs[owner.job]
+    if job.record.restarts > job.record.spec.max_restarts:
+        return None  # given up already; the global leader stops what is left and fails the job
     run = run_of(world, owner.job, owner.epoch)
     cause: Cause | None
     if confirmed_stopped(run) or (is_broken(run) and owner.desired is Desired.RUN):
@@ -112,8 +114,6 @@ def _after_exit(
             return None
         reason = f"epoch {owner.epoch} was stopped on {owner.node} without anyone asking ({record.reason or status})"
         return _caused(found, reason, own_crash=False, trace=owner.trace)
-    if world.jobs[owner.job].record.restarts > owner.spec.max_restarts:
-        return None  # given up already; the global leader fails the job
     settled = now.mono_ms - run.seen_ms >= settings.timings.settle_ms
     if not settled and found.drain is None:
         return None
@@ -162,9 +162,10 @@ def _while_alive(
     if migration is None and owner.revoke is not None:
         reason = f"epoch {owner.epoch} is revoked ({owner.revoke.reason}) and nothing moves the job"
         return Cause(MigrationKind.RECOVERY, reason, owner.revoke.at_ms, trace=owner.trace)
-    if migration is None and run is None:
+    if migration is None and (run is None or unheard_members(run.record)):
         last = world.migrations.get(owner.migration)
-        reason = f"epoch {owner.epoch} never started on {owner.node}" + (f": {last.record.reason}" if last else "")
+        where = ", ".join(unheard_members(run.record)) if run else owner.node
+        reason = f"epoch {owner.epoch} never started on {where}" + (f": {last.record.reason}" if last else "")
         fault_ms = last.record.fault_ms if last else now.ledger_ms
         return Cause(MigrationKind.RECOVERY, reason, fault_ms, trace=owner.trace)
     if run is None:
