@@ -14,9 +14,15 @@ from gridkeeper.policy.model import PlacementWeights
 from gridkeeper.records.jobs import JobSpec, MigrationKind, MigrationRecord, ReservationRecord
 from gridkeeper.snapshot import GlobalState, RegionState
 
+MOST_GUARDS = 120
+"""A store compares 128 keys in a transaction (etcd's ``--max-txn-ops``), the reservation and the leader's key among
+them."""
+
 
 def relied_guards(state: RegionState, devices: tuple[DeviceId, ...]) -> tuple[Guard, ...]:
-    """Guards on everything that made these devices eligible."""
+    """Guards on everything that made these devices eligible. None for a gang that is larger than a transaction: what
+    has changed before its reservation was written is found by ``unfit``, which is asked of the state that has the
+    reservation before anything is offered."""
     keys = RegionKeys(state.region)
     pairs: list[tuple[str, Versioned[object] | None]] = []
     for node in dict.fromkeys(map(node_of, devices)):
@@ -27,7 +33,7 @@ def relied_guards(state: RegionState, devices: tuple[DeviceId, ...]) -> tuple[Gu
             (keys.device(device), state.devices.get(device)),
             (keys.health(device), state.health.get(device)),
         ]
-    return guards_of(pairs)
+    return guards_of(pairs) if len(pairs) <= MOST_GUARDS else ()
 
 
 def blamed(state: RegionState, world: GlobalState, migration: MigrationRecord) -> frozenset[DeviceId]:

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from controlplane.store.limits import check_txn
 from failover.domain.placement import decide_offers, decide_reservations, published_region
 from failover.domain.regions import choose_region
 from gridkeeper.hearing import in_doubt
 from gridkeeper.ids import DeviceId, JobId, NodeId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.policy.model import Policy
+from gridkeeper.ports.store import Compare
 from gridkeeper.records.faults import DrainState
 from gridkeeper.records.fleet import (
     CordonReason,
@@ -30,12 +32,12 @@ KEYS_EAST = RegionKeys(EAST)
 GPU0 = DeviceId("east-1/gpu0")
 
 
-def waiting(nodes: dict[str, dict[str, int]], **spec: object) -> Grid:
+def waiting(sizes: dict[str, dict[str, int]], /, **spec: object) -> Grid:
     """A job whose start waits for this region's devices."""
-    grid = Grid(nodes)
+    grid = Grid(sizes)
     grid.submit(spec_of("train", **spec))
     grid.lead("east")
-    grid.lead("west") if "west" in nodes else None
+    grid.lead("west") if "west" in sizes else None
     grid.lead("global")
     grid.lead("global")
     return grid
@@ -138,6 +140,32 @@ def test_a_gang_stays_on_one_node_and_leaves_large_gaps_whole() -> None:
     grid = waiting({"east": {"east-1": 1, "east-2": 4, "east-3": 3}}, devices=3)
     assert place(grid) == ("east-3/gpu0", "east-3/gpu1", "east-3/gpu2")
     assert place(waiting({"east": {"east-1": 4, "east-2": 4}}, devices=8)) == ()
+
+
+def large() -> Grid:
+    """A gang of 128 devices that waits for its place."""
+    grid = waiting({"east": {f"east-{n}": 8 for n in range(16)}}, nodes=16, devices=8)
+    grid.leaders["east"].look(grid.time_ms)
+    return grid
+
+
+def test_a_gang_of_any_size_is_reserved_in_one_transaction() -> None:
+    """Protects: a store takes so many compares at once; a decision that is larger would be refused for ever."""
+    grid = large()
+    view = grid.leaders["east"]
+    [decision] = decide_reservations(view.region(EAST), view.world(), SETTINGS, grid.now("east"))
+    check_txn([Compare(item.key, item.expected) for item in (*decision.guards, *decision.writes)], [], [])
+    assert len(place(grid)) == 128
+
+
+def test_a_device_that_goes_while_a_large_gang_is_reserved_is_never_offered() -> None:
+    """Protects: nothing starts on a device that a drain took meanwhile, though nothing compares it."""
+    grid = large()
+    view = grid.leaders["east"]
+    [decision] = decide_reservations(view.region(EAST), view.world(), SETTINGS, grid.now("east"))
+    grid.set_health(GPU0, HealthState.DRAINING)
+    assert grid.apply(decision)
+    assert "has not 16 nodes" in refusal(grid)
 
 
 def test_what_is_reserved_and_offered_is_not_written_again() -> None:
