@@ -1,7 +1,7 @@
 """A node on which a job makes its steps slower than it made them on other nodes. Pure.
 
-A job has all its devices on one node, so the members that can be compared by step time are its own runs: each move
-gives one on another node. A run's step time is its mean from its first step to its newest.
+Compared are the runs of a job on one node: each move gives one on another node. A run's step time is its mean from its
+first step to its newest. The members of a gang step together: their step time convicts none of their nodes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Pace:
 
 
 def pace_of(run: RunRecord) -> Pace | None:
-    """None: it has not made enough steps."""
+    """None: it has not made enough steps, or is of a gang."""
     steps = run.last_step - run.first_step
     lasted_ms = run.last_step_ms - run.first_step_ms
-    if run.first_step < 0 or steps < MIN_STEPS or lasted_ms <= 0:
+    if run.members or run.first_step < 0 or steps < MIN_STEPS or lasted_ms <= 0:
         return None
     return Pace(run.job, run.epoch, run.node, lasted_ms / steps, steps, lasted_ms, run.phase is RunPhase.EXITED)
 

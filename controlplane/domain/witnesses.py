@@ -131,10 +131,11 @@ class Court:
         return [a for a in found if a and a.record.round == asked.record.round and a.seen_ms > asked.seen_ms]
 
     def _progress(self, node: NodeId, started_ms: int) -> Iterator[Versioned[RunRecord]]:
+        """Not of gangs: their record changes with the report of any member, so it says nothing of one node."""
         if self._runs is None:
             self._runs = {}
             for run in self.world.runs.values() if self.world.fresh else ():
-                if run.record.phase is RunPhase.RUNNING and run.record.last_step >= 0:
+                if run.record.phase is RunPhase.RUNNING and run.record.last_step >= 0 and not run.record.members:
                     self._runs.setdefault(run.record.node, []).append(run)
         for run in self._runs.get(node, ()):
             if run.seen_ms > started_ms and self.now.mono_ms - run.seen_ms <= self.settings.timings.unreachable_ms:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.domain.pace import MIN_STEPS, Pace, by_job, compare_pace, pace_of, sentence
+from failover.domain.gang import unheard
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Epoch, JobId, NodeId, Revision
 from gridkeeper.policy.model import PeerPolicy
@@ -53,6 +54,13 @@ def test_a_run_has_a_pace_after_some_steps() -> None:
         replace(run, last_step_ms=run.first_step_ms),
     ):
         assert pace_of(few) is None
+
+
+def test_the_step_time_of_a_gang_says_nothing_of_one_node() -> None:
+    """Protects: the node of rank 0 is not blamed for what another member's node does."""
+    run = replace(records.run(), first_step=0, last_step=MIN_STEPS, first_step_ms=1_000, last_step_ms=6_000)
+    members = (unheard(NodeId("east-1")), unheard(NodeId("east-2")))
+    assert pace_of(run) is not None and pace_of(replace(run, members=members)) is None
 
 
 def test_only_the_jobs_that_are_asked_for() -> None:

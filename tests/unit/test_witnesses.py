@@ -10,6 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from controlplane.domain.witnesses import MAX_QUESTIONS
+from failover.domain.gang import unheard
 from failover.domain.requests import SILENT
 from gridkeeper.catalogue.codes import HostCode
 from gridkeeper.decision import Versioned
@@ -212,6 +213,18 @@ def test_progress_that_arrives_by_another_way_is_a_witness() -> None:
     assert node(store, "n1").state is NodeState.ALIVE
     assert "job train reported step 120" in node(store, "n1").witnesses[0]
     store.run(1_000, progress(store, "n1", fresh=False))
+    assert node(store, "n1").state is NodeState.UNREACHABLE
+
+
+def test_what_is_written_of_a_gang_says_nothing_of_a_single_node() -> None:
+    """Protects: one member's report, which changes the gang's record, keeps no other one's node alive."""
+    store = fleet(address="")
+    silent(store, "n1")
+    for _ in range(15):
+        world = progress(store, "n1")
+        [(name, run)] = world.runs.items()
+        gang = replace(run.record, members=(unheard(NodeId("n1")), unheard(NodeId("n2"))))
+        store.run(1_000, replace(world, runs={name: replace(run, record=gang)}))
     assert node(store, "n1").state is NodeState.UNREACHABLE
 
 
