@@ -17,7 +17,7 @@ from controlplane.shell.runs import epoch_of, gang_record, progressed, said_of, 
 from controlplane.shell.session import AgentStream, Noted
 from controlplane.shell.writer import GroupWriter
 from failover.domain.fencing import Refusal, commit_head, may_acknowledge
-from failover.domain.gang import member_on, rank_on
+from failover.domain.gang import member_on, nodes_of, rank_on
 from gridkeeper.decision import ABSENT, Decision, Put, Versioned
 from gridkeeper.ids import Epoch, JobId, RegionId, ReplicaId
 from gridkeeper.keys import KEYS
@@ -215,8 +215,7 @@ class JobFeed:
         if self._commands.behind(job, epoch):
             return None
         owner = self._world.newest("ownership", job)
-        member = member_on(owner.record, stream.node) if owner else None
-        if owner is None or member is None:
+        if owner is None or member_on(owner.record, stream.node) is None:
             return ack(False, f"{job} is not owned by {stream.node}")
         if owner.record.epoch != epoch:  # before it is verified: nothing mends this one
             return ack(False, f"{job} is owned at epoch {owner.record.epoch}")
@@ -232,7 +231,9 @@ class JobFeed:
             return ack(True)  # by whoever saw its last part
 
         def suspect() -> bool:
-            tainted = suspicion(self._findings.of(stream.node), member.devices)
+            """By evidence against any member: what one of them computes wrongly is in the parts of all."""
+            found = (suspicion(self._findings.of(node), owner.record.devices) for node in nodes_of(owner.record))
+            tainted = next((finding for finding in found if finding), None)
             if tainted:
                 log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
             return tainted is not None

@@ -102,9 +102,13 @@ def decode(data: bytes, job: JobId, step: int, digest: str) -> Manifest:
 
 def joined(job: JobId, step: int, epoch: Epoch, parts: Sequence[Manifest]) -> Manifest:
     """The files of all parts side by side, as ranks write into one directory of a shared file system. What several of
-    them wrote alike is there once. Raises ``CheckpointError`` for a file of two contents."""
+    them wrote alike is there once. Raises ``CheckpointError`` for a file of two contents, and for a part of another
+    step or epoch."""
     files: dict[str, tuple[int, ManifestFile]] = {}
     for rank, part in enumerate(parts):
+        if (part.job, part.step, part.epoch) != (job, step, epoch):
+            what = f"checkpoint {job} step {step} of epoch {epoch}"
+            raise CheckpointError(f"{what}: rank {rank}'s part is of {part.job} step {part.step}, epoch {part.epoch}")
         for file in part.files:
             other, before = files.setdefault(file.path, (rank, file))
             if before.chunks != file.chunks or before.size_bytes != file.size_bytes:

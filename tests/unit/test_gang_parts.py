@@ -1,0 +1,76 @@
+"""One checkpoint of many parts, as a replica takes them in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chaos.simulate.checkpoints import FileData, MemoryTree, SimCheckpointStore
+from chaos.simulate.loop import run_virtual
+from controlplane.shell.runs import gang_record
+from failover.checkpoint.manifest import joined
+from gridkeeper import codec
+from gridkeeper.ids import DeviceId, Epoch, JobId, NodeId
+from gridkeeper.keys import KEYS
+from gridkeeper.ports.jobs import CheckpointError, Manifest
+from gridkeeper.ports.store import PutOp
+from gridkeeper.records.jobs import RunRecord
+from gridkeeper.v1 import records_pb2
+from gridkeeper.v1.agent_pb2 import AgentFrame, CheckpointReady, Workload
+from tests.fixtures import records
+from tests.unit.ingestbench import EAST, bench, hello, until
+from tests.unit.ingestbench import KEYS as KEYS_EAST
+
+JOB, EPOCH = JobId("train"), Epoch(1, 1)
+MINE, OTHER = NodeId("n1"), NodeId("n2")
+
+
+def test_a_part_is_suspect_if_evidence_speaks_against_any_member() -> None:
+    """Protects: what one member computes wrongly is in the parts of all; a whole of which the faulty member's part came
+    before the evidence, and the others' after it, is not resumed from."""
+
+    async def main() -> None:
+        async with bench() as b:
+            owner = records.ownership(devices=(f"{MINE}/gpu0", f"{OTHER}/gpu0"))
+            owner = replace(owner, spec=replace(owner.spec, nodes=2), rendezvous="n1:20000")
+            told = Workload(
+                job=JOB, epoch=records_pb2.Epoch(generation=1, number=1), phase=records_pb2.RUN_PHASE_RUNNING
+            )
+            run = gang_record(told, None, owner, EAST, MINE, 1)
+            error = replace(records.finding(subject=f"{OTHER}/gpu0"), node=OTHER, device=DeviceId(f"{OTHER}/gpu0"))
+            error = replace(error, code="xid-95", active=True)
+            puts = {
+                KEYS.ownership(JOB): owner,
+                KEYS.run(JOB, 1, 1): run,
+                KEYS_EAST.finding(error.id): error,
+            }
+            done = await b.reader.txn([], [PutOp(key, codec.encode(record)) for key, record in puts.items()])
+            for mirror in (b.replicas[0].world, b.replicas[0].local):
+                await mirror.wait_revision(done.revision, 5_000)
+            tree = MemoryTree({Path("/n1/step-3"): {"shard-0": FileData(0o600, b"0")}})
+            disk = SimCheckpointStore(tree)
+            digest, _ = await disk.put(JOB, 3, EPOCH, Path("/n1/step-3"), part=True)
+            await b.checkpoints[0].copy_from(disk, JOB, 3, digest)
+            session = await b.open(hello())
+            await until(session, "welcome")
+            ready = CheckpointReady(job=JOB, epoch=told.epoch, step=3, digest=digest)
+            await session.send(AgentFrame(checkpoint=ready))
+            for _ in range(100):
+                await b.clock.sleep(50)
+                held = b.replicas[0].world.newest("runs", KEYS.run_name(JOB, 1, 1))
+                assert held is not None
+                noted: RunRecord = held.record
+                if noted.members[0].part_step == 3:
+                    break
+            assert noted.members[0].part_step == 3 and noted.members[0].part_suspect
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("other", [Manifest(JOB, 4, EPOCH, ()), Manifest(JOB, 3, Epoch(1, 2), ())])
+def test_parts_of_another_step_or_epoch_are_not_joined(other: Manifest) -> None:
+    """Protects: no checkpoint that is half of one step, or half of what a fenced epoch wrote."""
+    with pytest.raises(CheckpointError, match="rank 1"):
+        joined(JOB, 3, EPOCH, [Manifest(JOB, 3, EPOCH, ()), other])
