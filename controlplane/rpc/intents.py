@@ -169,11 +169,12 @@ def submit_job(spec: JobSpec, wish: Wish, world: GlobalState, now: Now) -> Plan:
     objects = (f"job/{spec.name}",)
     held = world.jobs.get(spec.name)
     if held is not None:
-        if held.record.spec != spec:
+        before = dataclasses.replace(held.record.spec, nodes=held.record.spec.members)
+        if before != spec:
             fields = ", ".join(
                 field.name
                 for field in dataclasses.fields(JobSpec)
-                if getattr(spec, field.name) != getattr(held.record.spec, field.name)
+                if getattr(spec, field.name) != getattr(before, field.name)
             )
             raise Refusal(
                 grpc.StatusCode.ALREADY_EXISTS,

@@ -83,6 +83,16 @@ def test_a_job_that_is_over_is_not_started_again_by_submitting_it(state: JobStat
     assert intents.stop_job("train", WISH, grid.world()).decision is None
 
 
+def test_a_job_from_before_there_were_gangs_is_submitted_already() -> None:
+    """Protects: scripts that submit the same file again after an upgrade; the old record says 0 nodes where a new spec
+    says 1."""
+    grid = FakeGrid("east")
+    old = records.job()
+    grid.put(KEYS.job(JobId("train")), dataclasses.replace(old, spec=dataclasses.replace(old.spec, nodes=0)))
+    plan = intents.submit_job(records.spec(), WISH, grid.world(), grid.now())
+    assert plan.decision is None and "is submitted already" in plan.sentence
+
+
 @pytest.mark.parametrize(
     ("reason", "message"), [("x" * 501, "501 characters"), ("a\nb", "line breaks"), ("\x1b[2J", "control")]
 )
