@@ -10,7 +10,7 @@ import json
 import operator
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<all>\d{5})\.safet
 def refuse_incomplete(directory: Path, found: Sequence[files.Found]) -> None:
     """Raises ``CheckpointError`` naming the file and what is missing, if the directory or one below it holds a
     checkpoint of a known format that is not complete."""
+    for path, why in lacking(file.path for file in found):
+        raise _refused(directory, path, why)
     below: dict[str, dict[str, int]] = {}
     for file in found:
         parent, _, name = file.path.rpartition("/")
@@ -36,6 +38,30 @@ def refuse_incomplete(directory: Path, found: Sequence[files.Found]) -> None:
         here = f"{parent}/" if parent else ""
         _dcp(directory, here, sizes)
         _safetensors(directory, here, sizes)
+
+
+def lacking(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What names alone show of a checkpoint that is not complete: files (of each set that lacks some, the first), and
+    why."""
+    shards: dict[str, str] = {}
+    numbers: dict[tuple[str, int], set[int]] = {}
+    described: set[str] = set()
+    for path in sorted(paths):
+        parent, _, name = path.rpartition("/")
+        if name == DCP_METADATA:
+            described.add(parent)
+        elif DCP_SHARD.match(name):
+            shards.setdefault(parent, path)
+        elif match := NUMBERED.match(name):
+            here = f"{parent}/" if parent else ""
+            numbers.setdefault((f"{here}{match['stem']}", int(match["all"])), set()).add(int(match["number"]))
+    for parent, path in shards.items():
+        if parent not in described:
+            yield path, f"a PyTorch checkpoint without its {DCP_METADATA}"
+    for (stem, count), there in numbers.items():
+        missing = next((number for number in range(1, count + 1) if number not in there), None)
+        if missing is not None:
+            yield f"{stem}-{missing:05d}-of-{count:05d}.safetensors", "this shard is missing"
 
 
 def _refused(directory: Path, path: str, why: str) -> CheckpointError:
@@ -58,8 +84,6 @@ def _dcp(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
     shards = {name for name in sizes if DCP_SHARD.match(name)}
     if not shards and DCP_METADATA not in sizes:
         return
-    if DCP_METADATA not in sizes:
-        raise _refused(directory, f"{here}{min(shards)}", f"a PyTorch checkpoint without its {DCP_METADATA}")
     path = f"{here}{DCP_METADATA}"
     try:
         document = inertpickle.read(_read(directory, path, sizes[DCP_METADATA]))
@@ -91,13 +115,6 @@ def _safetensors(directory: Path, here: str, sizes: Mapping[str, int]) -> None:
     tensors = {
         name: _tensors(directory, f"{here}{name}", sizes[name]) for name in sizes if name.endswith(".safetensors")
     }
-    for name in tensors:
-        match = NUMBERED.match(name)
-        for number in range(1, int(match["all"]) + 1) if match else ():
-            assert match is not None
-            other = f"{match['stem']}-{number:05d}-of-{match['all']}.safetensors"
-            if other not in tensors:
-                raise _refused(directory, f"{here}{other}", "this shard is missing")
     for name in (n for n in sizes if n.endswith(INDEX)):
         path = f"{here}{name}"
         document = _json(directory, path, _read(directory, path, sizes[name]))

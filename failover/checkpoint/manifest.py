@@ -13,6 +13,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from failover.checkpoint.formats import lacking
 from gridkeeper.ids import BadName, Epoch, JobId, checked_name
 from gridkeeper.ports.jobs import CheckpointError, Manifest, ManifestFile
 
@@ -102,8 +103,8 @@ def decode(data: bytes, job: JobId, step: int, digest: str) -> Manifest:
 
 def joined(job: JobId, step: int, epoch: Epoch, parts: Sequence[Manifest]) -> Manifest:
     """The files of all parts side by side, as ranks write into one directory of a shared file system. What several of
-    them wrote alike is there once. Raises ``CheckpointError`` for a file of two contents, and for a part of another
-    step or epoch."""
+    them wrote alike is there once. Raises ``CheckpointError`` for a file of two contents, for a part of another step or
+    epoch, and if names show that files of a known format are missing (what is in them is nothing for a replica)."""
     files: dict[str, tuple[int, ManifestFile]] = {}
     for rank, part in enumerate(parts):
         if (part.job, part.step, part.epoch) != (job, step, epoch):
@@ -116,6 +117,8 @@ def joined(job: JobId, step: int, epoch: Epoch, parts: Sequence[Manifest]) -> Ma
                     f"checkpoint {job} step {step}: ranks {other} and {rank} wrote {file.path!r} with different "
                     "contents; put the rank into the names of files that are not the same everywhere"
                 )
+    for path, why in lacking(files):
+        raise CheckpointError(f"checkpoint {job} step {step}: no rank wrote it whole: {path}: {why}")
     manifest = Manifest(job, step, epoch, tuple(files[path][1] for path in sorted(files)))
     check(manifest)
     return manifest

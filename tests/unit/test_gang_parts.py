@@ -14,7 +14,7 @@ from failover.checkpoint.manifest import joined
 from gridkeeper import codec
 from gridkeeper.ids import DeviceId, Epoch, JobId, NodeId
 from gridkeeper.keys import KEYS
-from gridkeeper.ports.jobs import CheckpointError, Manifest
+from gridkeeper.ports.jobs import CheckpointError, Manifest, ManifestFile
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.jobs import RunRecord
 from gridkeeper.v1 import records_pb2
@@ -67,6 +67,26 @@ def test_a_part_is_suspect_if_evidence_speaks_against_any_member() -> None:
             assert noted.members[0].part_step == 3 and noted.members[0].part_suspect
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (("__0_0.distcp", "__1_0.distcp"), "without its .metadata"),
+        (("model/model-00001-of-00003.safetensors", "model/model-00003-of-00003.safetensors"), "00002-of-00003"),
+        ((".metadata", "__0_0.distcp"), ""),
+        (("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"), ""),
+        (("shard-0", "shard-1"), ""),
+    ],
+)
+def test_a_whole_that_lacks_a_member_s_files_is_no_checkpoint(names: tuple[str, ...], missing: str) -> None:
+    """Protects: each part may be stored as it is, so the join is the first to see that a rank wrote nothing."""
+    parts = [Manifest(JOB, 3, EPOCH, (ManifestFile(name, 0, 0o600, ()),)) for name in names]
+    if not missing:
+        assert [file.path for file in joined(JOB, 3, EPOCH, parts).files] == sorted(names)
+        return
+    with pytest.raises(CheckpointError, match=missing):
+        joined(JOB, 3, EPOCH, parts)
 
 
 @pytest.mark.parametrize("other", [Manifest(JOB, 4, EPOCH, ()), Manifest(JOB, 3, Epoch(1, 2), ())])
