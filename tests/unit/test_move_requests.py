@@ -261,6 +261,8 @@ def test_the_global_leader_decides_nothing_on_what_is_unknown() -> None:
     grid = running()
     grid.drain(grid.owner("train").devices[0])
     grid.apply(requests(grid)[0])
+    for region in 2 * ("east", "west"):
+        grid.lead(region)  # reserves, then offers
     view = grid.leaders["global"]
     view.look(grid.time_ms)
     world, now = view.world(), grid.now("global")
