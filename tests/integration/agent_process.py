@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 
-from gridkeeper.config import AgentConfig, RepairCommands, TlsFiles
+from gridkeeper.config import AgentConfig, RepairCommands, SlurmHost, TlsFiles
 from nodeagent.main import run_agent
 
 
@@ -19,6 +19,8 @@ def main() -> int:
     if "repair_commands" in values:
         lines = {name: tuple(words) for name, words in values["repair_commands"].items()}
         values["repair_commands"] = RepairCommands(**lines)
+    if "slurm" in values:
+        values["slurm"] = SlurmHost(**values["slurm"])
     values["tls"] = TlsFiles(**values["tls"])
     return asyncio.run(run_agent(AgentConfig(**values)))
 

@@ -116,6 +116,10 @@ class Control(agent_pb2_grpc.AgentLinkServicer):
             done = agent_pb2.CheckpointAck(job=ready.job, epoch=ready.epoch, step=ready.step, committed=True)
             await self._write(context, ControlFrame(checkpoint_ack=done))
 
+    async def gate(self, wish: agent_pb2.NodeGate) -> None:
+        assert self.context is not None
+        await self._write(self.context, ControlFrame(node_gate=wish))
+
     async def command(
         self,
         number: int,

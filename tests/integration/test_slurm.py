@@ -18,7 +18,9 @@ from gridkeeper.clock import SystemClock
 from gridkeeper.ids import DeviceId, Epoch, JobId
 from gridkeeper.ports.jobs import ExecutorError, ExecutorUnavailable, ExecutorWaiting, Launch, Process
 from gridkeeper.records.jobs import JobSpec
+from gridkeeper.v1.agent_pb2 import NodeGate
 from tests.fixtures.slurm import NODE, SlurmCluster, slurm_executor, slurm_gate
+from tests.integration.test_agent_process import Host
 from tests.integration.waiting import until
 
 JOB = JobId("train")
@@ -322,6 +324,40 @@ async def test_jobs_of_others_on_a_closed_node_are_requeued_if_that_is_wanted(be
         return starts.exists() and starts.read_text().count("start") == 2
 
     await until(again, "it starts again as soon as a node takes it", seconds=40)
+
+
+async def test_a_whole_agent_closes_its_node_and_runs_its_jobs_there(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Protects: the wiring of a real agent: an order becomes a job of Slurm, one that waits says for whom, a stop is
+    confirmed, and the control plane's wish becomes a drain."""
+    host = Host(tmp_path)
+    await host.server.start()
+    try:
+        await host.agent(slurm={"node": NODE, "conf": slurm.environment["SLURM_CONF"]})
+
+        async def connected() -> bool:
+            return host.control.context is not None
+
+        async def closed() -> bool:
+            return "gridkeeper: gpu1 is drained" in slurm.run("scontrol", "show", "node", NODE)
+
+        async def waits() -> bool:
+            workload = host.control.workloads.get(1)
+            return workload is not None and "UnavailableNodes" in workload.reason
+
+        await until(connected, "the agent is connected")
+        assert host.control.hellos[0].scheduler == "slurm"
+        await host.control.gate(NodeGate(closed=True, reason="gpu1 is drained"))
+        await until(closed, "the node is drained in Slurm")
+        await host.control.command(1)
+        await until(waits, "the job waits for the node")
+        await host.control.gate(NodeGate())
+        await host.running(1)
+        await host.control.command(1, run=False)
+        ended = await host.phase(1, "EXITED")
+        assert (ended.stop_confirmed, ended.exit_code) == (True, 0)
+    finally:
+        await host.close()
+        slurm.quiet()
 
 
 async def test_a_stopped_controller_stops_no_job_and_no_stop(bench: Bench) -> None:
