@@ -91,7 +91,7 @@ class Gate:
         try:
             identity = peer_identity(context, self._trust_domain)
             serial, until_ms = _parsed(*context.get(PEM, ()))
-        except (BadIdentity, ValueError, TypeError) as error:
+        except (BadIdentity, ValueError, TypeError, x509.InvalidVersion) as error:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
         return self._checked(Caller(identity, host_of(call.peer()), until_ms, serial))
 

@@ -31,7 +31,7 @@ def public_key_of(csr: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         valid = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise BadCsr(f"csr: it is no PKCS #10 request in DER: {str(error)[:120]}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
         raise BadCsr("csr: its key is not on P-256 or P-384; make a new one")

@@ -20,6 +20,13 @@ def test_a_parser_answers_or_refuses(name: str) -> None:
         run_once(target, data)
 
 
+def test_a_signing_request_of_a_version_that_does_not_exist_is_refused() -> None:
+    """Protects against what the fuzzer found: cryptography's ``InvalidVersion`` is no ``ValueError``."""
+    (request,) = TARGETS["csrs"].seeds()
+    version = request.index(b"\x02\x01\x00")  # the first INTEGER of the request
+    run_once(TARGETS["csrs"], request[:version] + b"\x02\x01\x08" + request[version + 3 :])
+
+
 def test_a_crash_would_be_seen() -> None:
     """Protects: the harness itself: an error that is no answer goes through."""
     import dataclasses
