@@ -27,6 +27,10 @@ class SimClock:
     async def sleep(self, ms: int) -> None:
         await asyncio.sleep(ms / 1000)
 
+    def step(self, by_ms: int) -> None:
+        """The wall clock jumps."""
+        self._skew_ms += by_ms
+
 
 class SimRng:
     """``Rng`` from a seed. ``child`` gives each part its own stream, so that one part's draws do not move another's."""

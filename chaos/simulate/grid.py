@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from chaos.simulate.archive import SimArchive
 from chaos.simulate.checkpoints import MemoryTree, SimCheckpointStore
 from chaos.simulate.clock import SimClock, SimRng
 from chaos.simulate.ensemble import Ensemble
@@ -36,6 +37,7 @@ from gridkeeper.v1 import api_pb2, records_pb2
 
 R = TypeVar("R")
 T = TypeVar("T")
+Told = api_pb2.ActResponse | api_pb2.ApplyDocumentResponse
 
 OPERATOR = "user/operator"
 POLL_MS = 20
@@ -51,7 +53,7 @@ class NotSeen(Exception):
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What is built. ``weather``: what each replica's store calls suffer all the time. ``racks``: per region, nodes in
-    turn; 0: each node in its own."""
+    turn; 0: each node in its own. ``early_ms``: wall clocks begin so long before 2026."""
 
     regions: tuple[str, ...] = ("east", "west")
     nodes: int = 2
@@ -62,6 +64,7 @@ class Shape:
     policy: Policy = field(default_factory=default_policy)
     weather: FaultRates = field(default_factory=FaultRates)
     jobs: Mapping[str, SimJob] = field(default_factory=dict)
+    early_ms: int = 0
 
 
 class SimGrid:
@@ -80,6 +83,7 @@ class SimGrid:
             self.stores[name] = SimCluster(self.clock, self.rng.child(f"store-{name}"))
             self.stores[name].mvcc.witness = recorder.commits(name)
         tree, ensemble = MemoryTree(), Ensemble()
+        self.archive = SimArchive()
         self.checkpoints: dict[RegionId, SimCheckpointStore] = {
             RegionId(name): SimCheckpointStore(tree, self.clock, 5, recorder.stores(name))
             for name in self.shape.regions
@@ -114,9 +118,8 @@ class SimGrid:
 
     def _host_clock(self, name: str) -> SimClock:
         dice = self.rng.child(f"clock-{name}")
-        return SimClock(
-            self._loop, round(dice.uniform(-SKEW_MS, SKEW_MS)), boot_ms=round(dice.uniform(1_000_000, 9_000_000))
-        )
+        skew_ms = round(dice.uniform(-SKEW_MS, SKEW_MS)) - self.shape.early_ms
+        return SimClock(self._loop, skew_ms, boot_ms=round(dice.uniform(1_000_000, 9_000_000)))
 
     def _server(self, region: RegionId, replica: ReplicaId) -> SimServer:
         settings = Settings(self.shape.timings, self.shape.policy)
@@ -131,6 +134,7 @@ class SimGrid:
             self.checkpoints,
             settings,
             self.shape.weather,
+            self.archive,
         )
 
     def _script(self, launch: Launch) -> SimJob:
@@ -206,7 +210,17 @@ class SimGrid:
         request = api_pb2.MigrateJobRequest(job=job, reason=reason)
         return await self._asked(f"the move of {job}", lambda service: service.migrate_job(request, OPERATOR))
 
-    async def _asked(self, what: str, ask: Callable[[GridService], Awaitable[api_pb2.ActResponse]]) -> str:
+    async def apply_document(self, kind: str, name: str, text: str) -> str:
+        request = api_pb2.ApplyDocumentRequest(kind=kind, name=name, text=text, source=kind, expect_version=-1)
+        return await self._asked(f"{kind} {name}", lambda service: service.apply_document(request, OPERATOR))
+
+    async def exclude(self, scope: str, cause: records_pb2.Cause.ValueType, from_ms: int, until_ms: int) -> str:
+        request = api_pb2.ExclusionRequest(
+            scope=scope, cause=cause, from_ms=from_ms, until_ms=until_ms, reason="by the story"
+        )
+        return await self._asked(f"exclusion of {scope}", lambda service: service.settlement.record(request, OPERATOR))
+
+    async def _asked(self, what: str, ask: Callable[[GridService], Awaitable[Told]]) -> str:
         give_up, refusals = self.now_ms + SUBMIT_MS, ""
         while self.now_ms < give_up:
             for server in self._up():
@@ -300,6 +314,11 @@ class SimGrid:
     async def kill_replica(self, replica: str) -> None:
         self._injected(f"{replica} is killed")
         await self.servers[replica].kill()
+
+    def step_clock(self, replica: str, by_ms: int) -> None:
+        """Of the replica's host: its wall clock jumps."""
+        self._injected(f"the clock of {replica} is stepped by {by_ms} ms")
+        self.servers[replica].clock.step(by_ms)
 
     def start_replica(self, replica: str) -> None:
         self._injected(f"{replica} starts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chaos.simulate.books import STORIES as BOOKS
 from chaos.simulate.gangs import GANGS
 from chaos.simulate.play import Outcome, Story, play
 from chaos.simulate.regions import REGIONS
@@ -10,7 +11,7 @@ from chaos.simulate.stories import FAULTS
 
 STORIES: dict[str, Story] = {**FAULTS, **SILENCES, **REGIONS}
 """Of jobs on one node."""
-ALL_STORIES: dict[str, Story] = {**STORIES, **GANGS}
+ALL_STORIES: dict[str, Story] = {**STORIES, **GANGS, **BOOKS}
 
 
 def run(name: str, seed: int, rough: bool = False) -> Outcome:

@@ -11,6 +11,7 @@ from chaos.simulate.network import SimControlSession, SimNetwork
 from chaos.simulate.store import FaultRates, SimCluster, SimStore
 from controlplane.shell.replica import Ports, Replica
 from gridkeeper.ids import RegionId, ReplicaId
+from gridkeeper.ports.archive import Archive
 from gridkeeper.ports.jobs import CheckpointStore
 from gridkeeper.ports.peers import Ask
 from gridkeeper.snapshot import Settings
@@ -31,6 +32,7 @@ class SimServer:
         checkpoints: Mapping[RegionId, CheckpointStore],
         settings: Settings,
         weather: FaultRates,
+        archive: Archive,
     ) -> None:
         self.region = region
         self.name = name
@@ -42,6 +44,7 @@ class SimServer:
         self._checkpoints = checkpoints
         self._settings = settings
         self._weather = weather
+        self._archive = archive
         self._starts = 0
         self.task: asyncio.Task[None] | None = None
         self._build()
@@ -58,6 +61,7 @@ class SimServer:
             region_store=GatedStore(self.region_store, self._gate),
             global_store=GatedStore(self.global_store, self._gate),
             checkpoints=self._checkpoints,
+            archive=self._archive,
             others=GatedRegions(self._network.regions(self.name), self._gate),
         )
         self.replica = Replica(self.region, self.name, self.name, ports, self._settings)

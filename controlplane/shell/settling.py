@@ -41,7 +41,7 @@ from gridkeeper.snapshot import Settings
 
 log = logging.getLogger("gridkeeper.settling")
 
-LOOK_MS = 60_000
+LOOK_MS = 10_000
 AGAIN_MS = 6 * 3_600_000
 """A closed month is compared with the ledger so often, and at once when an exclusion of it is recorded."""
 PAGE = 500
@@ -87,6 +87,8 @@ class Settling:
         self._settings = settings
         self._clock = clock
         self._time = time
+        self._documents: Any = None  # of which ``_known`` are the zones
+        self._known: frozenset[str] = frozenset()
         self._empty: set[tuple[str, str]] = set()  # months without an entry
         self._compared: dict[str, tuple[int, int]] = {}  # closing -> when, up to which exclusion
 
@@ -128,13 +130,19 @@ class Settling:
     def _closings(self) -> Any:
         return self._local.kind("closings")
 
-    def _zones(self) -> set[str]:
+    def _zones(self) -> frozenset[str]:
         """Of the contracts in force."""
-        return {
-            parse_contract(held.record.text, f"contract {held.record.name}").zone
-            for held in self._world.kind("documents").values()
-            if held.record.kind is DocumentKind.CONTRACT
-        }
+        documents = self._world.kind("documents")
+        if documents is not self._documents:
+            self._documents, self._known = (
+                documents,
+                frozenset(
+                    parse_contract(held.record.text, f"contract {held.record.name}").zone
+                    for held in documents.values()
+                    if held.record.kind is DocumentKind.CONTRACT
+                ),
+            )
+        return self._known
 
     def _log(self) -> tuple[ExclusionRecord, ...]:
         return tuple(held.record for held in self._world.kind("exclusions").values())

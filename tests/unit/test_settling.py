@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from chaos.simulate.clock import SimClock, SimRng
+from chaos.simulate.library import run
 from chaos.simulate.loop import run_virtual
 from chaos.simulate.store import SimCluster
 from controlplane.domain.settlement import months_due, outstanding
@@ -91,7 +92,7 @@ class World:
     def __init__(self, now_ms: int = MONTH.until_ms + 3 * HOUR) -> None:
         loop = asyncio.get_running_loop()
         self.clock = SimClock(loop)
-        self.clock._skew_ms = now_ms - self.clock.wall_ms()
+        self.clock.step(now_ms - self.clock.wall_ms())
         self.cluster = SimCluster(self.clock, SimRng(7))
         self.store = self.cluster.client("test")
         self.archive = MemoryArchive()
@@ -210,7 +211,7 @@ def test_each_time_zone_has_its_months_and_an_interval_that_goes_on_is_cut() -> 
         (berlin,) = await world.closings()
         assert (berlin.zone, berlin.until_ms) == ("Europe/Berlin", MONTH.until_ms - 2 * HOUR)
         assert world.segment(berlin) == [(GPU, 2, 102, "up"), (GPU, 102, 720, "down")]
-        world.clock._skew_ms += HOUR
+        world.clock.step(HOUR)
         await (await world.lead()).look()
         assert [one.zone for one in await world.closings()] == ["Europe/Berlin", "UTC"]
 
@@ -297,11 +298,11 @@ def test_a_clock_that_is_ahead_closes_no_month_early() -> None:
         await world.contract("UTC")
         await world.book(GPU, (0, UP), open_from=100)
         settling = await world.lead()
-        world.clock._skew_ms += 24 * HOUR  # stepped forward while it leads: the ledger's time did not move
+        world.clock.step(24 * HOUR)  # stepped forward while it leads: the ledger's time did not move
         await settling.look()
         assert await world.closings() == []
         settling = await world.lead()
-        world.clock._skew_ms -= 24 * HOUR  # elected while it was ahead, and set right since
+        world.clock.step(-24 * HOUR)  # elected while it was ahead, and set right since
         await settling.look()
         assert await world.closings() == []
 
@@ -327,7 +328,7 @@ def test_heads_are_signed_each_day_and_chained() -> None:
         settling = await world.lead(signs=True)
         for _ in range(2):
             await settling.look()
-        world.clock._skew_ms += 24 * HOUR
+        world.clock.step(24 * HOUR)
         await (await world.lead(signs=True)).look()
         first, second = await world.records(LedgerHeadRecord, HERE.prefix("ledger-heads"))
         assert isinstance(first, LedgerHeadRecord) and isinstance(second, LedgerHeadRecord)
@@ -363,3 +364,9 @@ async def test_the_archive_keeps_what_it_was_given(tmp_path: Path) -> None:
     assert await open_archive(str(tmp_path / "ledger")).read("region/east/UTC/2026-09-abc.parquet") == b"segment"
     with pytest.raises(ArchiveUnavailable, match="2026-10"):
         await archive.read("region/east/UTC/2026-10-abc.parquet")
+
+
+@pytest.mark.parametrize(("seed", "rough"), [(1, False), (1, True)])
+def test_a_whole_grid_closes_a_month_while_leaders_change(seed: int, rough: bool) -> None:
+    outcome = run("month-end", seed, rough)
+    assert outcome.good, [claim.text for claim in outcome.false] + [str(v) for v in outcome.violations]
