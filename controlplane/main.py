@@ -86,7 +86,8 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
     issuer = Issuer(config.issuer_dir, config.node_certificate_hours, clock)
     nodes = Enrolment(replica.front, replica.front, guards, issuer, entry=False)
     identity_pb2_grpc.add_IdentityServicer_to_server(nodes, server)
-    regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(replica.promiser.answer, guards), server)
+    link = RegionLinkServicer(config.region, replica.promiser.answer, guards)
+    regions_pb2_grpc.add_RegionLinkServicer_to_server(link, server)
     server.add_secure_port(config.listen, credentials)
     servers = [server]
     if config.entry_listen:

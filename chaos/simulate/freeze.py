@@ -15,7 +15,7 @@ from gridkeeper.ids import Epoch, JobId, Revision
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import Executor, Launch, Process
 from gridkeeper.ports.link import AgentSession, ControlSession, Transport
-from gridkeeper.ports.peers import Ask, OtherRegions
+from gridkeeper.ports.peers import Answer, Ask, OtherRegions
 from gridkeeper.ports.store import ANY, Compare, KeyValue, Op, Page, Store, TxnResult, Watch, WatchBatch
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
 
@@ -251,8 +251,8 @@ class GatedRegions:
         self._others = others
         self._gate = gate
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
         await self._gate.passing()
-        refusal = await self._others.ask(address, ask, timeout_ms)
+        answer = await self._others.ask(address, ask, timeout_ms)
         await self._gate.passing()
-        return refusal
+        return answer

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from chaos.simulate.clock import SimRng
-from gridkeeper.ids import NodeId
+from gridkeeper.ids import NodeId, RegionId
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.link import LinkClosed, LinkRefused
-from gridkeeper.ports.peers import Ask, NoAnswer
+from gridkeeper.ports.peers import Answer, Ask, NoAnswer
 from gridkeeper.ports.probe import Probed
 from gridkeeper.v1.agent_pb2 import AgentFrame, ControlFrame
 
@@ -143,27 +143,27 @@ class SimNetwork:
         self._handlers: dict[str, Handler] = {}
         self._serving: dict[str, set[asyncio.Task[None]]] = {}
         self._cuts: set[tuple[str, str, str]] = set()
-        self._promising: dict[str, Callable[[Ask], Awaitable[str]]] = {}
+        self._promising: dict[str, tuple[RegionId, Callable[[Ask], Awaitable[str]]]] = {}
         self._answering: dict[str, Callable[[], Awaitable[str | None]]] = {}
 
-    def answer_regions(self, address: str, answer: Callable[[Ask], Awaitable[str]]) -> None:
+    def answer_regions(self, address: str, region: RegionId, answer: Callable[[Ask], Awaitable[str]]) -> None:
         """What the replica at an address says to replicas of other regions, for as long as it listens there."""
-        self._promising[address] = answer
+        self._promising[address] = region, answer
 
-    async def ask(self, asker: str, address: str, ask: Ask, timeout_ms: int) -> str:
+    async def ask(self, asker: str, address: str, ask: Ask, timeout_ms: int) -> Answer:
         """One question between replicas. A cut from the asker loses it, a cut to it the answer: what was promised is
         promised all the same."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._clock.sleep(round(self._rng.uniform(1, 5)))
-                answer = self._promising.get(address) if address in self._handlers else None
-                while answer is None or self.is_cut(asker, address, UP):
+                promiser = self._promising.get(address) if address in self._handlers else None
+                while promiser is None or self.is_cut(asker, address, UP):
                     await self._clock.sleep(timeout_ms)
-                refusal = await answer(ask)
+                answer = Answer(promiser[0], await promiser[1](ask))
                 await self._clock.sleep(round(self._rng.uniform(1, 5)))
                 while self.is_cut(asker, address, DOWN):
                     await self._clock.sleep(timeout_ms)
-                return refusal
+                return answer
         except TimeoutError:
             raise NoAnswer(f"{address}: no answer within {timeout_ms} ms") from None
 
@@ -259,7 +259,7 @@ class SimRegions:
         self._network = network
         self._asker = asker
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
         return await self._network.ask(self._asker, address, ask, timeout_ms)
 
 

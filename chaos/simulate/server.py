@@ -71,7 +71,7 @@ class SimServer:
         if self.region_store.closed:
             self._build()
         self._network.listen(self.name, self._serve)
-        self._network.answer_regions(self.name, self._promise)
+        self._network.answer_regions(self.name, self.region, self._promise)
         name = f"replica-{self.name}-{self._starts}"
         self.task = asyncio.get_running_loop().create_task(self.replica.run(), name=name)
 

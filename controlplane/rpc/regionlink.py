@@ -14,8 +14,8 @@ from controlplane.security.gate import Caller, NoLonger
 from controlplane.security.guards import Guards
 from controlplane.security.origin import host_of
 from gridkeeper.identity.spiffe import Kind
-from gridkeeper.ids import Extent, ReplicaId
-from gridkeeper.ports.peers import Ask, NoAnswer
+from gridkeeper.ids import Extent, RegionId, ReplicaId
+from gridkeeper.ports.peers import Answer, Ask, NoAnswer
 from gridkeeper.v1 import regions_pb2_grpc
 from gridkeeper.v1.regions_pb2 import PromiseAnswer, PromiseRequest
 
@@ -35,7 +35,8 @@ Context = grpc.aio.ServicerContext[PromiseRequest, PromiseAnswer]
 class RegionLinkServicer(regions_pb2_grpc.RegionLinkServicer):
     """A replica asks for its own region and for nobody else."""
 
-    def __init__(self, answer: Callable[[Ask], Awaitable[str]], guards: Guards) -> None:
+    def __init__(self, region: RegionId, answer: Callable[[Ask], Awaitable[str]], guards: Guards) -> None:
+        self._region = region
         self._answer = answer
         self._guards = guards
 
@@ -51,7 +52,7 @@ class RegionLinkServicer(regions_pb2_grpc.RegionLinkServicer):
             await self._turn_away(context, who, refusal)
         seen = Extent(request.generation, request.revision)
         ask = Ask(caller.identity.region, ReplicaId(caller.identity.name), seen, request.alive)
-        return PromiseAnswer(refusal=await self._answer(ask))
+        return PromiseAnswer(refusal=await self._answer(ask), region=self._region)
 
     def _admit(self, caller: Caller, request: PromiseRequest) -> None:
         """Raises ``Refusal``."""
@@ -79,7 +80,7 @@ class GrpcRegions:
         self._credentials = credentials
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
         stub = regions_pb2_grpc.RegionLinkStub(await self._channel(address))
         request = PromiseRequest(
             region=ask.region,
@@ -92,7 +93,7 @@ class GrpcRegions:
             answer: PromiseAnswer = await stub.Promise(request, timeout=timeout_ms / 1000)
         except grpc.aio.AioRpcError as error:
             raise NoAnswer(f"{address}: {error.code().name}: {error.details()}") from error
-        return answer.refusal
+        return Answer(RegionId(answer.region), answer.refusal)
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.pop(address, None)

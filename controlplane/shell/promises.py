@@ -139,24 +139,29 @@ class Promises:
         self._say(not why, why)
 
     async def _of(self, grant: GrantRecord, ask: Ask) -> str:
-        """What a region answers, by the first of its replicas that does; the one that did last is asked first."""
+        """What a region answers, by the first of its replicas that does; the one that did last is asked first. What
+        this replica knows of addresses is as old as its view of the global store: who answers there may by now be of
+        another region, or always was, if the address means something else over here. It cannot promise for this one."""
         silent = f"{grant.region} has no replica that could be asked"
         for address in sorted(grant.addresses, key=lambda address: address != self._answered.get(grant.region)):
             try:
-                refusal = await self._others.ask(address, ask, self._period_ms)
+                answer = await self._others.ask(address, ask, self._period_ms)
             except NoAnswer as error:
                 silent = f"{grant.region} does not answer: {error}"
-            else:
+                continue
+            if answer.region == grant.region:
                 self._answered[grant.region] = address
-                return refusal
+                return answer.refusal
+            silent = f"{address}, where {grant.region} is said to be, is of region {answer.region or '(none said)'}"
         return silent
 
     async def _objection(self, address: str, ask: Ask) -> str:
         """Of another replica of the same region; one that is silent has none."""
         try:
-            return await self._others.ask(address, ask, self._period_ms)
+            answer = await self._others.ask(address, ask, self._period_ms)
         except NoAnswer:
             return ""
+        return answer.refusal if answer.region == self._region else ""
 
     def _say(self, living: bool, why: str) -> None:
         """Once per change."""

@@ -19,6 +19,15 @@ class Ask:
     alive: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``region``: of the replica that answers, by its own word; it promises for that one and for no other. ``refusal``:
+    why it does not promise; "": it does."""
+
+    region: RegionId
+    refusal: str
+
+
 class NoAnswer(Exception):
     """Nobody of the region could be asked in time; the message says why. It has promised nothing."""
 
@@ -26,6 +35,6 @@ class NoAnswer(Exception):
 class OtherRegions(Protocol):
     """The way to the replicas of other regions."""
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
-        """Why the replica at ``address`` does not promise for its region; "": it does. Raises ``NoAnswer``."""
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
+        """What the replica at ``address`` says. Raises ``NoAnswer``."""
         ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgridkeeper/v1/regions.proto\x12\rgridkeeper.v1\"f\n\x0ePromiseRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\r\n\x05\x61live\x18\x05 \x01(\x08\" \n\rPromiseAnswer\x12\x0f\n\x07refusal\x18\x01 \x01(\t2T\n\nRegionLink\x12\x46\n\x07Promise\x12\x1d.gridkeeper.v1.PromiseRequest\x1a\x1c.gridkeeper.v1.PromiseAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgridkeeper/v1/regions.proto\x12\rgridkeeper.v1\"f\n\x0ePromiseRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\r\n\x05\x61live\x18\x05 \x01(\x08\"0\n\rPromiseAnswer\x12\x0f\n\x07refusal\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t2T\n\nRegionLink\x12\x46\n\x07Promise\x12\x1d.gridkeeper.v1.PromiseRequest\x1a\x1c.gridkeeper.v1.PromiseAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMISEREQUEST']._serialized_start=46
   _globals['_PROMISEREQUEST']._serialized_end=148
   _globals['_PROMISEANSWER']._serialized_start=150
-  _globals['_PROMISEANSWER']._serialized_end=182
-  _globals['_REGIONLINK']._serialized_start=184
-  _globals['_REGIONLINK']._serialized_end=268
+  _globals['_PROMISEANSWER']._serialized_end=198
+  _globals['_REGIONLINK']._serialized_start=200
+  _globals['_REGIONLINK']._serialized_end=284
 # @@protoc_insertion_point(module_scope)

@@ -32,7 +32,7 @@ from gridkeeper.ids import (
     Revision,
 )  # fmt: skip
 from gridkeeper.keys import KEYS, RegionKeys, region_root
-from gridkeeper.ports.peers import Ask, NoAnswer
+from gridkeeper.ports.peers import Answer, Ask, NoAnswer
 from gridkeeper.ports.store import PutOp
 from gridkeeper.records.common import Desired
 from gridkeeper.records.jobs import GrantRecord, OwnershipRecord, Revoke
@@ -51,17 +51,18 @@ OWNER = OwnershipRecord(
 
 
 class Silent:
-    """The other regions: answers by address; no entry: no answer."""
+    """The other regions: answers by address, whose first letter is its region's; no entry: no answer."""
 
     def __init__(self, **answers: str) -> None:
         self.answers = answers
         self.asked: list[tuple[str, Ask]] = []
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> str:
+    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
         self.asked.append((address, ask))
         if address not in self.answers:
             raise NoAnswer(f"{address}: no answer within {timeout_ms} ms")
-        return self.answers[address]
+        (region,) = (region for region in (EAST, WEST, NORTH) if region[0] == address[0])
+        return Answer(region, self.answers[address])
 
 
 class West:
@@ -178,6 +179,8 @@ def test_a_neighbour_that_reads_the_global_store_sends_agents_to_itself() -> Non
         ({"n": "", "e": ""}, 0, True),
         ({"n": "", "e": "raised"}, 0, False),
         ({"n": ""}, 0, False),  # east is silent
+        ({"n": "", "n2": "", "w3": ""}, 0, False),  # where east was, others have come to be
+        ({"n": "", "n2": "", "e2": "", "e4": "raised"}, 0, True),  # so they have, but one of east's answers
         ({"n": "", "e2": ""}, 0, True),  # one of its replicas answers
         ({"n": "", "e": "", "w2": "reads the global store"}, 0, False),
         ({"n": "", "e": ""}, 1_000, False),  # its own region has raised its fence
@@ -188,7 +191,7 @@ def test_every_region_must_promise(answers: dict[str, str], own: int, living: bo
 
     async def main() -> None:
         west = West()
-        for region, addresses in ((WEST, ("west-1", "w2")), (EAST, ("e", "e2")), (NORTH, ("n",))):
+        for region, addresses in ((WEST, ("west-1", "w2", "e4")), (EAST, ("e", "e2", "n2", "w3")), (NORTH, ("n",))):
             grant = GrantRecord(region, 1, ReplicaId(f"{region}-1"), 1, addresses=addresses)
             await west.put_globally(KEYS.grant(region), grant)
         await west.view.refresh()

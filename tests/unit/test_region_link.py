@@ -20,11 +20,12 @@ from gridkeeper.identity.ca import CertificateAuthority
 from gridkeeper.identity.spiffe import Identity
 from gridkeeper.identity.tls import channel_credentials, server_credentials
 from gridkeeper.ids import Extent, RegionId, ReplicaId
-from gridkeeper.ports.peers import Ask, NoAnswer
+from gridkeeper.ports.peers import Answer, Ask, NoAnswer
 from gridkeeper.records.books import AuditRecord
 from gridkeeper.v1 import regions_pb2_grpc
 
 DOMAIN = "grid.test"
+WEST = RegionId("west")
 ASK = Ask(RegionId("east"), ReplicaId("east-r1"), Extent(2, 77), True)
 
 
@@ -47,7 +48,7 @@ class West:
     async def note(self, entries: Sequence[AuditRecord]) -> None:
         """Refusals are counted by the book itself."""
 
-    async def asked_by(self, identity: Identity, ask: Ask = ASK) -> str:
+    async def asked_by(self, identity: Identity, ask: Ask = ASK) -> Answer:
         files = self.authority.issue(identity, self.root / identity.name)
         regions = GrpcRegions(channel_credentials(files))
         try:
@@ -64,7 +65,7 @@ async def west(tmp_path: Path) -> AsyncIterator[West]:
     clock, rng = SystemClock(), SystemRng()
     book = west.book = RefusalBook(west.note, clock, rng)
     guards = guards_of(Gate(DOMAIN, lambda target: west.revoked.get(target, ""), clock), book, LimitsConfig(), clock)
-    regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(west.answer, guards), server)
+    regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(WEST, west.answer, guards), server)
     files = authority.issue(spiffe.replica("west", "west-r1"), tmp_path / "west")
     west.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials(files))}"
     await server.start()
@@ -73,9 +74,9 @@ async def west(tmp_path: Path) -> AsyncIterator[West]:
 
 
 async def test_a_question_and_its_answer_arrive_whole(west: West) -> None:
-    assert await west.asked_by(spiffe.replica("east", "east-r1")) == ""
+    assert await west.asked_by(spiffe.replica("east", "east-r1")) == Answer(WEST, "")
     west.says = "west has raised its fence"
-    assert await west.asked_by(spiffe.replica("east", "east-r1")) == "west has raised its fence"
+    assert await west.asked_by(spiffe.replica("east", "east-r1")) == Answer(WEST, "west has raised its fence")
     assert west.heard == [ASK, ASK]
 
 
