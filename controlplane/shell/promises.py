@@ -65,13 +65,11 @@ class Promiser:
     async def _answer(self, ask: Ask) -> str:
         kv, _ = await self._store.get(RegionKeys(self._region).fence(ask.region))
         now_ms = self._clock.mono_ms()
-        fence = None
-        if kv is not None:
-            record = codec.decode(FenceRecord, kv.value)
-            fence = Versioned(record, kv.mod_revision, kv.create_revision, now_ms)
-        refusal = refused(self._region, ask, fence.record if fence else None)
-        if refusal:
+        record = codec.decode(FenceRecord, kv.value) if kv is not None else None
+        refusal = refused(self._region, ask, record)
+        if refusal or kv is None or record is None:
             return refusal
+        fence = Versioned(record, kv.mod_revision, kv.create_revision, now_ms)
         last = self._local.newest("promises", ask.region)
         now = Now(now_ms, self._clock.wall_ms())
         decision = decide_promise_record(self._region, ask, fence, last, self._timings, now)

@@ -17,6 +17,9 @@ global store. The order that safety rests on:
   only from then on. So R is reckoned from when the grant was seen to name the decider, if that was later.
 
 A grant that is revoked raises the fence like an intent: a human's word that a region is lost ends its jobs, too.
+
+A fence that is not there is no low one: the region's store may be new, or have lost it, and with it what was refused.
+Nothing is promised until a leader who reads the global store has raised one, the first time to all that it sees.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ def waiting_since(world: GlobalState, ownership: Versioned[OwnershipRecord]) -> 
         return ownership.seen_ms
     region = ownership.record.region
     asks_ms = asks_us_since(world, failsafe, region)
-    if asks_ms is None:
-        return None
+    if asks_ms is None or KEYS.meta in world.suspect_keys:
+        return None  # without the store's generation its revisions say nothing
     intent = Extent(world.generation, int(ownership.revision))
     for raised, seen_ms in failsafe.raised.get(region, ()):
         if raised >= intent:
@@ -68,22 +71,25 @@ def asks_us_since(world: GlobalState, failsafe: Failsafe, region: RegionId) -> i
 def peers_to_name(world: GlobalState, region: RegionId) -> tuple[RegionId, ...]:
     """Regions that every replica of ``region``, ours, certainly asks: those below its fence against itself."""
     fence = world.failsafe.fences.get(region) if world.failsafe else None
-    below = _extent(fence.record) if fence else Extent()
+    below = _extent(fence.record) if fence and KEYS.meta not in world.suspect_keys else Extent()
     others = ((other, grant) for other, grant in sorted(world.grants.items()) if other != region)
     return tuple(other for other, grant in others if Extent(world.generation, int(grant.created)) <= below)
 
 
 def decide_fences(world: GlobalState) -> tuple[Decision, ...]:
     """Raise each fence of our region to the newest intent against the region. For the region's own store; harmless
-    whoever writes it, since a fence that is too high only makes others stop."""
+    whoever writes it, since a fence that is too high only makes others stop. Intents that are gone by now, because the
+    job has its next owner, do not show: so one that is missing begins at all that is seen."""
     failsafe = world.failsafe
-    if failsafe is None or not world.fresh:
+    if failsafe is None or not world.fresh or KEYS.meta in world.suspect_keys:
         return ()
     keys, decisions = RegionKeys(failsafe.here), []
     for region, revision in sorted(world.memo.of(_Newest).at(world).items()):
         old = failsafe.fences.get(region)
         if (old and _extent(old.record) >= Extent(world.generation, revision)) or not revision:
             continue
+        if old is None:
+            revision = max(revision, int(world.revision))
         record = FenceRecord(region, world.generation, revision)
         put = Put(keys.fence(region), record, old.revision if old else ABSENT)
         sentence = f"{failsafe.here} promises {region} nothing any more below revision {revision} of the global store"
@@ -123,7 +129,9 @@ def _extent(fence: FenceRecord) -> Extent:
 
 def refused(here: RegionId, ask: Ask, fence: FenceRecord | None) -> str:
     """Why our region, whose fence against the asker's was just read, does not promise; "": it does."""
-    if fence is not None and _extent(fence) > ask.seen:
+    if fence is None:
+        return f"{here} has no fence against {ask.region} yet; its leader raises one when it reads the global store"
+    if _extent(fence) > ask.seen:
         return (
             f"{here} has raised its fence against {ask.region} to revision {fence.revision} of the global store, and "
             f"{ask.replica} has seen it up to {ask.seen.revision}"
@@ -134,7 +142,7 @@ def refused(here: RegionId, ask: Ask, fence: FenceRecord | None) -> str:
 def decide_promise_record(
     here: RegionId,
     ask: Ask,
-    fence: Versioned[FenceRecord] | None,
+    fence: Versioned[FenceRecord],
     last: Versioned[PromiseRecord] | None,
     timings: Timings,
     now: Now,
@@ -152,7 +160,7 @@ def decide_promise_record(
         f"its jobs over for R = {timings.takeover_ms} ms"
     )
     put = Put(keys.promise(ask.region), record, last.revision if last else ABSENT)
-    guards = (Guard(keys.fence(ask.region), fence.revision if fence else ABSENT),)
+    guards = (Guard(keys.fence(ask.region), fence.revision),)
     anew = last is None or now.mono_ms - last.seen_ms >= timings.takeover_ms
     return Decision("promise.give", sentence, (put,), guards, f"region/{ask.region}", audit=anew)
 

@@ -17,7 +17,7 @@ from controlplane.shell.fences import Fences
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.promises import Promiser, Promises
-from failover.domain.promises import peers_to_name, waiting_since
+from failover.domain.promises import decide_fences, peers_to_name, waiting_since
 from gridkeeper import codec
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import (
@@ -33,7 +33,7 @@ from gridkeeper.ids import (
 )  # fmt: skip
 from gridkeeper.keys import KEYS, RegionKeys, region_root
 from gridkeeper.ports.peers import Answer, Ask, NoAnswer
-from gridkeeper.ports.store import PutOp
+from gridkeeper.ports.store import DeleteOp, PutOp
 from gridkeeper.records.common import Desired
 from gridkeeper.records.jobs import GrantRecord, OwnershipRecord, Revoke
 from gridkeeper.records.regions import FenceRecord, PromiseRecord
@@ -116,6 +116,7 @@ def test_a_promise_is_refused_below_the_fence_and_recorded_now_and_then() -> Non
         west = West()
         async with running(west.local.run):
             await west.local.wait_loaded()
+            await west.fence(1)
             assert await west.promiser.answer(ASK) == ""
             first = await west.promised()
             assert first and (first.replica, first.revision) == ("east-1", 50)
@@ -136,10 +137,12 @@ def test_a_promise_is_refused_below_the_fence_and_recorded_now_and_then() -> Non
 
 
 def test_what_is_not_known_is_not_promised() -> None:
-    """Protects: a store that is away, or a fence that does not decode, is no missing fence."""
+    """Protects: a store that is away, a fence that does not decode, and one that a new or emptied store does not hold
+    (any more), are no low fence."""
 
     async def main() -> None:
         west = West()
+        assert "has no fence against east yet" in await west.promiser.answer(ASK)
         await west.put(WEST_KEYS.fence(EAST), b"\xff\xff")
         assert "does not know its own fence" in await west.promiser.answer(ASK)
         west.store.partition()
@@ -155,6 +158,7 @@ def test_who_asks_in_vain_elsewhere_is_not_kept_alive() -> None:
         west = West()
         async with running(west.local.run):
             await west.local.wait_loaded()
+            await west.fence(1)
             assert await west.promiser.answer(replace(ASK, alive=False)) == ""
             assert await west.promised() is None
 
@@ -164,6 +168,7 @@ def test_who_asks_in_vain_elsewhere_is_not_kept_alive() -> None:
 def test_a_neighbour_that_reads_the_global_store_sends_agents_to_itself() -> None:
     async def main() -> None:
         west = West()
+        await west.put(west.keys.fence(WEST), FenceRecord(WEST, 1, 1))
         neighbour = Ask(WEST, ReplicaId("west-2"), Extent(1, 50), True)
         assert await west.promiser.answer(neighbour) == "", "no better off"
         await west.view.refresh()
@@ -196,8 +201,7 @@ def test_every_region_must_promise(answers: dict[str, str], own: int, living: bo
             await west.put_globally(KEYS.grant(region), grant)
         await west.view.refresh()
         west.others.answers = answers
-        if own:
-            await west.put(west.keys.fence(WEST), FenceRecord(WEST, 1, own))
+        await west.put(west.keys.fence(WEST), FenceRecord(WEST, 1, own))
         async with running(west.promises.run):
             await west.clock.sleep(4 * SHORT.stale_ms)
             assert (west.view.age_ms < SHORT.stale_ms) is living
@@ -353,6 +357,49 @@ def test_a_grant_names_only_regions_below_the_fence_of_its_own() -> None:
     assert peers_to_name(world, EAST) == (WEST,)
     assert peers_to_name(replace(world, failsafe=Failsafe(EAST)), EAST) == ()
     assert peers_to_name(replace(world, generation=2), EAST) == ()
+
+
+def test_a_region_whose_store_was_lost_promises_only_to_who_has_seen_all_that_its_leader_sees() -> None:
+    """Protects: an intent on which somebody has acted already, so that it shows no more, when the fence that it raised
+    is lost with its store. An asker from before it, whose node never heard of the job's next owner, would start it."""
+
+    async def main() -> None:
+        west = West()
+        async with running(west.local.run, west.world.run, west.fences.run):
+            await west.local.wait_loaded()
+            await west.put_globally(KEYS.grant(EAST), GrantRecord(EAST, 1, ReplicaId("e"), 1))
+            await west.put_globally(KEYS.ownership(OWNER.job), OWNER)
+            await west.clock.sleep(1_000)
+            before = replace(ASK, seen=Extent(1, await raised(west) - 1))
+            moved = replace(OWNER, region=WEST, epoch=Epoch(1, 2), revoke=None)
+            await west.put_globally(KEYS.ownership(OWNER.job), moved)
+            await west.clock.sleep(1_000)
+            await west.store.txn([], [DeleteOp(WEST_KEYS.fence(EAST))])
+            assert "has no fence" in await west.promiser.answer(before)
+            await west.clock.sleep(1_000)
+            assert "raised its fence" in await west.promiser.answer(before)
+            now = Extent(1, int((await west.world_store.range(KEYS.root)).revision))
+            assert await west.promiser.answer(replace(ASK, seen=now)) == ""
+
+    run_virtual(main())
+
+
+def test_without_the_stores_generation_its_revisions_say_nothing() -> None:
+    """Protects: the header of a restored store that does not decode is not taken for that of a first one."""
+    fence = Versioned(FenceRecord(EAST, 2, 25), Revision(7), Revision(7), 0)
+    owner = Versioned(OWNER, Revision(100), Revision(1), 0)
+    grants = {
+        name: Versioned(GrantRecord(name, 1, ReplicaId("r"), 1, peers=(WEST,)), Revision(90), Revision(90), 0)
+        for name in (EAST, WEST)
+    }
+    raised = {EAST: ((Extent(2, 25), 0),)}
+    failsafe = Failsafe(WEST, {EAST: fence, WEST: fence}, raised, named={EAST: 0})
+    world = GlobalState(ownership={OWNER.job: owner}, grants=grants, failsafe=failsafe)
+    unknown = replace(world, suspect_keys=frozenset({KEYS.meta}))
+    assert waiting_since(world, owner) == 0, "of an older generation: nobody is below the fence"
+    assert waiting_since(unknown, owner) is None
+    assert decide_fences(unknown) == ()
+    assert peers_to_name(unknown, WEST) == ()
 
 
 def test_fences_are_raised_for_intents_verdicts_and_newcomers_and_never_fall() -> None:

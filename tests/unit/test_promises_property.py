@@ -23,7 +23,7 @@ def test_the_old_owner_is_dead_before_there_is_a_new_one(seed: int) -> None:
 
 def test_promises_keep_jobs_alive_and_jobs_are_taken_over_in_the_end() -> None:
     """A rule that never renews, or never lets go, would be safe too."""
-    runs = [Model(seed, Rules()).run() for seed in range(60)]
+    runs = [Model(seed, Rules()).run() for seed in range(100)]
     lived = [run for run in runs if run.renewed_by_promise and run.ends_ms > run.blind_ms + 8_000]
     taken = {run.decider for run in runs if run.taken_ms >= 0}
     assert len(lived) >= 5
