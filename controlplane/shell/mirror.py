@@ -154,7 +154,9 @@ class Mirror:
             held.pop(name, None)
             return
         self._suspect.discard(kv.key)
-        seen = old.seen_ms if old and old.revision == kv.mod_revision else self._clock.mono_ms()
+        # A store that was restored from a backup may hold something else at that revision, which is seen only now.
+        same = old is not None and old.revision == kv.mod_revision and old.record == value
+        seen = old.seen_ms if old and same else self._clock.mono_ms()
         if self._calm:
             known = held.get(name)
             self._calm = kind == "runs" and known is not None and only_progress(known.record, value)

@@ -88,7 +88,9 @@ class OwnerView:
         meta, _ = await self._store.get(KEYS.meta)
         generation = _generation(meta)
         page = await self._store.range(KEYS.prefix("ownership"), min_mod_revision=Revision(self._read + 1))
-        if page.revision < self._read:  # restored from a backup: what was read since is not true any more
+        if page.revision < self._read or generation != self._generation:
+            # Restored from a backup: what was read since it was made is not true any more, and what was written since
+            # the restore may stand at revisions that were read in the other history.
             page = await self._store.range(KEYS.prefix("ownership"))
             self._owners.clear()
         for kv in page.items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from chaos.simulate.checkpoints import MemoryTree, SimCheckpointStore
 from chaos.simulate.clock import SimClock, SimRng
@@ -17,13 +18,14 @@ from controlplane.shell.ownerview import OwnerView
 from controlplane.shell.replica import FAILED_MS, Ports, Replica
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT, Decision, Put
-from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, NodeId, RegionId, ReplicaId, Revision
+from gridkeeper.ids import DeviceId, Epoch, Extent, JobId, MigrationId, NodeId, RegionId, ReplicaId, Revision
 from gridkeeper.keys import KEYS, RegionKeys
-from gridkeeper.ports.store import KeyValue, Page, PutOp, StoreDenied, WatchBatch
+from gridkeeper.ports.store import KeyValue, Page, PutOp, StoreDenied, StoreUnavailable, WatchBatch
+from gridkeeper.records.books import MetaRecord
 from gridkeeper.records.common import Desired
 from gridkeeper.records.faults import DetectorRecord
 from gridkeeper.records.fleet import LivenessRecord, NodeState
-from gridkeeper.records.jobs import GrantRecord, OwnershipRecord
+from gridkeeper.records.jobs import GrantRecord, OwnershipRecord, Revoke
 from gridkeeper.snapshot import Settings
 from gridkeeper.timings import SHORT
 from tests.unit.failover_parts import spec_of
@@ -68,12 +70,15 @@ class Restored:
     def __init__(self) -> None:
         self.revision = 100
         self.owner = an_owner(2)
+        self.generation = 1
+        self.age = 1  # of the ownership, in revisions
 
     async def get(self, key: str) -> tuple[KeyValue | None, Revision]:
-        return None, Revision(self.revision)
+        meta = KeyValue(key, codec.encode(MetaRecord(self.generation, "global", 0)), Revision(1), Revision(1), 1, 0)
+        return meta if key == KEYS.meta else None, Revision(self.revision)
 
     async def range(self, prefix: str, *, min_mod_revision: int = 0, **_: object) -> Page:
-        written = Revision(self.revision - 1)
+        written = Revision(self.revision - self.age)
         kv = KeyValue(KEYS.ownership(TRAIN), codec.encode(self.owner), written, written, 1, 0)
         return Page((kv,) if written >= min_mod_revision else (), Revision(self.revision), False)
 
@@ -88,6 +93,62 @@ def test_after_a_restore_of_the_store_the_view_forgets_what_is_no_longer_true() 
         seen = view.owner(TRAIN)
         assert seen is not None
         assert seen.record.epoch == Epoch(1, 1)
+
+    run_virtual(main())
+
+
+def test_a_store_that_was_restored_long_ago_is_read_anew_though_its_revisions_are_higher_by_now() -> None:
+    """Protects: an intent that the restored store holds at a revision which the view has read, in the history that was
+    rolled back. The view would go on to acknowledge the owner, and say that it had seen everything."""
+
+    async def main() -> None:
+        store = Restored()
+        view = OwnerView(store, EAST, SimClock(asyncio.get_running_loop()), SHORT)  # type: ignore[arg-type]
+        await view.refresh()
+        revoke = Revoke(MigrationId("m"), "wanted elsewhere", 0, False)
+        store.owner, store.revision, store.age, store.generation = replace(an_owner(2), revoke=revoke), 150, 100, 2
+        await view.refresh()
+        seen = view.owner(TRAIN)
+        assert seen is not None
+        assert seen.record.revoke == revoke
+        assert view.extent == Extent(2, 150)
+
+    run_virtual(main())
+
+
+def test_what_a_restored_store_holds_at_a_revision_seen_before_is_seen_now() -> None:
+    """Protects: R after an intent runs from when *it* was seen, not from what another history had at that revision."""
+
+    class Following:
+        """One read of everything after the other, as when the watch cannot be resumed."""
+
+        def __init__(self) -> None:
+            self.owner = an_owner(1)
+
+        async def range(self, prefix: str, **_: object) -> Page:
+            kv = KeyValue(KEYS.ownership(TRAIN), codec.encode(self.owner), Revision(5), Revision(9), 2, 0)
+            return Page((kv,), Revision(9), False)
+
+        def watch(self, prefix: str, start: Revision) -> AsyncIterator[WatchBatch]:
+            raise StoreUnavailable("another cluster")
+
+    async def main() -> None:
+        store, clock = Following(), SimClock(asyncio.get_running_loop())
+        mirror = Mirror(store, KEYS.root, clock)  # type: ignore[arg-type]
+        began_ms = clock.mono_ms()
+        following = asyncio.ensure_future(mirror.run())
+        await clock.sleep(5_000)
+        first = mirror.newest("ownership", TRAIN)
+        assert first is not None
+        assert first.seen_ms < began_ms + 1_000, "read again and again, it is the same"
+        store.owner = replace(an_owner(1), revoke=Revoke(MigrationId("m"), "wanted elsewhere", 0, False))
+        await clock.sleep(1_000)
+        second = mirror.newest("ownership", TRAIN)
+        assert second is not None
+        assert second.record == store.owner
+        assert second.seen_ms >= began_ms + 5_000
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     run_virtual(main())
 
