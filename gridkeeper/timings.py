@@ -32,11 +32,11 @@ class Timings:
     drain_deadline_ms: int = 600_000  # evacuating longer than this is `expired`
 
     def __post_init__(self) -> None:
-        need = self.stale_ms + self.fence_ms * self.clock_ratio
+        need = (self.stale_ms + self.fence_ms) * self.clock_ratio
         if self.takeover_ms < need:
             raise BadTimings(
-                f"timings.takeover_ms: {self.takeover_ms} is less than stale_ms + fence_ms × clock_ratio = {need:.0f}; "
-                "raise takeover_ms or lower fence_ms"
+                f"timings.takeover_ms: {self.takeover_ms} is less than (stale_ms + fence_ms) × clock_ratio = {need:.0f}"
+                "; raise takeover_ms or lower fence_ms"
             )
         if self.renewal_ms * 3 > self.fence_ms:
             raise BadTimings(

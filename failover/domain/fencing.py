@@ -2,8 +2,8 @@
 
 The order that safety rests on (rule 4.1): a renewal is acknowledged only from a view younger than S that shows no
 revoke intent; an agent stops F after the *send* of its last acknowledged renewal; a taker-over waits R after it saw
-the intent durably committed; R ≥ S + F × clock ratio. So the last acknowledgement given from a view without the intent
-is at most S younger than the intent, and its agent has stopped by S + F.
+the intent durably committed; R ≥ (S + F) × clock ratio. So the last acknowledgement given from a view without the
+intent is at most S younger than the intent, and its agent has stopped by S + F: each on a clock of its own.
 
 An intent may be withdrawn (``withdrawal``); a later one is another revision of the ownership, and R runs anew from it.
 """

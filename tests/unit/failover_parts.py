@@ -21,7 +21,7 @@ from gridkeeper.records.jobs import (
 from gridkeeper.snapshot import GlobalState, RegionState, Settings
 from gridkeeper.timings import Timings
 
-TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_250, renewal_ms=300, unreachable_ms=500, settle_ms=1_000)
+TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_300, renewal_ms=300, unreachable_ms=500, settle_ms=1_000)
 """R at the least that the rule allows, so that a wait cut short shows, and hasty suspicion."""
 
 SETTINGS = Settings(TIGHT)

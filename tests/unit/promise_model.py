@@ -28,8 +28,8 @@ from tests.unit.failover_world import spec_of
 
 EAST, WEST, NORTH = RegionId("east"), RegionId("west"), RegionId("north")
 JOB, NODE, EPOCH = JobId("train"), NodeId("e1"), Epoch(1, 1)
-TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_250, clock_ratio=1.05, renewal_ms=300)
-"""No slack at all: R = S + F × ρ."""
+TIGHT = Timings(stale_ms=1_000, fence_ms=5_000, takeover_ms=6_300, clock_ratio=1.05, renewal_ms=300)
+"""No slack at all: R = (S + F) × ρ."""
 STEP_MS = 50
 END_MS = 40_000
 
@@ -67,6 +67,7 @@ class Model:
         self.decider = roll.choice((EAST, WEST, NORTH))
         slow = 1 + roll.random() * 0.05
         self.agent_rate, self.decider_rate = 1 / slow, 1.05 / slow  # at most ρ apart
+        self.view_rate = 1 / slow
         self.blind_ms = roll.randrange(1_500, 5_000)  # e2 reads the global store no longer
         self.joins_ms = roll.choice((0, self.blind_ms + roll.randrange(0, 3_000)))
         self.intent_ms = self.joins_ms + roll.randrange(1_000, 6_000)
@@ -196,7 +197,7 @@ class Model:
 
         def arrives() -> None:
             _, owner, _, read_ms = self.view
-            age = self.now - max(read_ms, self.promised_ms)
+            age = round((self.now - max(read_ms, self.promised_ms)) * self.view_rate)
             if read_ms >= 0 and may_acknowledge(owner, NODE, EPOCH, age, True, TIGHT):
                 by_promise = self.now - read_ms >= TIGHT.stale_ms
                 self.later(lambda: acknowledged(by_promise), self.renewals_ms)

@@ -191,7 +191,7 @@ def test_what_is_wrong_with_an_agents_file_is_told(text: str, expected: str, tmp
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ("timings: {takeover_ms: 10}", "timings.takeover_ms: 10 is less than stale_ms + fence_ms × clock_ratio = 24"),
+        ("timings: {takeover_ms: 10}", "timings.takeover_ms: 10 is less than (stale_ms + fence_ms) × clock_ratio = 24"),
         ("timings: {fence_ms: 40000}", "x:1: timings.takeover_ms: 35000 is less than"),
         ("timings: {renewal_ms: 9000}", "timings.renewal_ms: 9000 leaves fewer than three renewals"),
         ("timings: {fence_ms: soon}", "timings.fence_ms: 'soon' is not a whole number, like 20000"),

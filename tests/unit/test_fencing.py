@@ -30,7 +30,7 @@ from gridkeeper.records.jobs import (
     RunRecord,
 )
 from gridkeeper.snapshot import GlobalState
-from gridkeeper.timings import Timings
+from gridkeeper.timings import BadTimings, Timings
 from tests.unit.failover_world import spec_of
 
 TIMINGS = Timings()
@@ -80,6 +80,18 @@ def test_a_takeover_waits_the_whole_r() -> None:
     assert not takeover_allowed(1_000, 1_000 + TIMINGS.takeover_ms - 1, TIMINGS)
     assert takeover_allowed(1_000, 1_000 + TIMINGS.takeover_ms, TIMINGS)
     assert not takeover_allowed(50_000, 1_000, TIMINGS), "a clock that seems to run back grants nothing"
+
+
+def test_r_outlasts_s_and_f_on_clocks_as_slow_as_tolerated() -> None:
+    """Protects: a replica's clock, by which S passes, may be as slow as an agent's, by which F does. An intent is
+    committed just after a view of the slowest clock was read; who takes over has the fastest one."""
+    tight = Timings(stale_ms=10_000, fence_ms=10_000, takeover_ms=24_000, clock_ratio=1.2, renewal_ms=300)
+    last_acknowledgement = tight.stale_ms * tight.clock_ratio
+    dead = last_acknowledgement + tight.fence_ms * tight.clock_ratio
+    assert takeover_allowed(0, round(dead), tight)
+    assert not takeover_allowed(0, round(dead) - 1, tight)
+    with pytest.raises(BadTimings, match="24000"):
+        replace(tight, takeover_ms=23_999)
 
 
 @pytest.mark.parametrize(
