@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 from controlplane.shell.apply import Applier, Conflict, Fence
-from controlplane.shell.grouping import groups
+from controlplane.shell.grouping import waves
 from controlplane.shell.mirror import Mirror
 from gridkeeper.decision import Decision
 from gridkeeper.ids import Revision
@@ -24,12 +24,18 @@ REST_MS = 200
 
 
 async def apply_all(decisions: Iterable[Decision], applier: Applier, actor: str, fence: Fence | None) -> bool:
-    """Apply what was decided on one snapshot, what can go together in one transaction. A conflict drops the decision
-    that it is about and no other: the next tick decides anew. Returns whether anything was written. Raises
-    ``StoreError`` when the store does not take writes."""
+    """Apply what was decided on one snapshot, what can go together in one transaction, and several of these at once. A
+    conflict drops the decision that it is about and no other: the next tick decides anew. Returns whether anything was
+    written. Raises ``StoreError`` when the store does not take writes."""
     newest = 0
-    for group in groups(decisions):
-        newest = max(newest, await _apply_group(group, applier, actor, fence))
+    for wave in waves(decisions):
+        applied = await asyncio.gather(
+            *(_apply_group(group, applier, actor, fence) for group in wave), return_exceptions=True
+        )
+        for revision in applied:  # all have ended: none goes on behind an error of another one
+            if isinstance(revision, BaseException):
+                raise revision
+            newest = max(newest, revision)
     if newest:
         await applier.caught_up(Revision(newest))
     return bool(newest)

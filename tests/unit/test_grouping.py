@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,15 +106,20 @@ def test_of_transactions_under_way_at_once_none_rests_on_another(decisions: list
 
 
 class Counting:
-    """A store that counts its transactions."""
+    """A store that counts its transactions, and how many were under way at once."""
 
     def __init__(self, store: SimStore) -> None:
         self._store = store
-        self.transactions = 0
+        self.transactions = self.under_way = self.most = 0
 
     async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
         self.transactions += 1
-        return await self._store.txn(compares, success, failure)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            return await self._store.txn(compares, success, failure)
+        finally:
+            self.under_way -= 1
 
 
 @given(st.sets(st.integers(0, 59), min_size=1, max_size=59))
@@ -134,6 +140,32 @@ def test_what_was_overtaken_is_dropped_in_one_go(stale: set[int]) -> None:
         held = {kv.key: kv.value for kv in (await store.range(KEYS.prefix("liveness"))).items}
         assert {n for n in range(60) if held[_key(n)] == b"somebody else's"} == stale
         assert counting.transactions == 3
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    run_virtual(story())
+
+
+@pytest.mark.parametrize(("shared", "most"), [(False, MOST_AT_ONCE), (True, 1)])
+def test_round_trips_of_independent_transactions_overlap(shared: bool, most: int) -> None:
+    """Protects: hundreds of decisions that rest on much (few fit into a transaction) do not wait for one another; those
+    of which one writes what the next one rests on do."""
+
+    async def story() -> None:
+        clock = SimClock(asyncio.get_running_loop())
+        store: SimStore = SimCluster(clock, SimRng(1)).client("a")
+        counting, mirror = Counting(store), Mirror(store, KEYS.root, clock)
+        following = asyncio.ensure_future(mirror.run())
+        await mirror.wait_loaded()
+        applier = Applier(counting, mirror, KEYS.audit, SimRng(2), clock.wall_ms)
+        rests = [(1_000 + n, 0) for n in range(60)]
+        decisions = [
+            _decision("d", [(n, 0)], [*rests, (n + 1, 0)] if shared else [(k + 60 * n, e) for k, e in rests], False)
+            for n in range(40)
+        ]
+        await apply_all(decisions, applier, "machine/a", None)
+        assert len((await store.range(KEYS.prefix("liveness"))).items) == 40
+        assert counting.most == most
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
