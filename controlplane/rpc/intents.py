@@ -197,7 +197,8 @@ def submit_job(spec: JobSpec, wish: Wish, world: GlobalState, now: Now) -> Plan:
     )
     draft = Draft()
     draft.put(KEYS.job(spec.name), record, None)
-    sentence = f"job {spec.name} submitted: {counted(spec.devices, 'device')}, {' '.join(spec.command)[:120]}"
+    nodes = f" on each of {spec.members} nodes" if spec.members > 1 else ""
+    sentence = f"job {spec.name} submitted: {counted(spec.devices, 'device')}{nodes}, {' '.join(spec.command)[:120]}"
     return Plan(sentence, objects, Decision("job.submit", sentence, draft.writes(), (), objects[0], (), wish.trace))
 
 

@@ -169,7 +169,7 @@ def _queue(world: GlobalState, lost: set[RegionId]) -> tuple[list[JobId], dict[J
             if migration is not None and _is_moving(migration):
                 offer = current_offer(world, migration.record)
                 reserved = offer is not None and not offer.record.refusal  # the room that is left does not count it
-                asked += 0 if reserved else max(1, owner.record.spec.devices)
+                asked += 0 if reserved else owner.record.spec.all_devices
             else:
                 record = world.jobs[job].record
                 waiting.append((-record.spec.priority, record.submitted_ms, job))
@@ -182,14 +182,14 @@ def _queue(world: GlobalState, lost: set[RegionId]) -> tuple[list[JobId], dict[J
     ahead = ""
     for _, _, job in sorted(waiting):
         spec = world.jobs[job].record.spec
-        need = max(1, spec.devices)
+        need, together = spec.all_devices, max(1, spec.devices)
         largest = max((v.largest_free for r, v in room.items() if not spec.regions or r in spec.regions), default=0)
-        if need <= largest and need <= left and not ahead:
+        if together <= largest and need <= left and not ahead:
             begun.append(job)
             left -= need
-        elif need > largest:
+        elif together > largest:
             where = f" of {', '.join(spec.regions)}" if spec.regions else ""
-            queued[job] = f"no node of another region{where} has {need} free devices"
+            queued[job] = f"no node of another region{where} has {together} free devices"
         else:
             queued[job] = f"{ahead or 'jobs that are recovered already'} goes first and there is not room for all"
             ahead = ahead or str(job)

@@ -1,4 +1,4 @@
-"""A job on three nodes, through every real process: a card of one member is drained, and a spare node takes its place."""
+"""A job on three nodes, through every real process: a card of one member is drained, and a spare takes its place."""
 
 from __future__ import annotations
 
