@@ -67,6 +67,8 @@ LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 def _target(endpoint: str, *, secure: bool) -> str:
     scheme, mark, rest = endpoint.partition("://")
+    if mark and scheme not in ("http", "https"):
+        raise StoreError(f"store.endpoints: {endpoint!r} begins with neither http:// nor https://")
     host = (rest if mark else endpoint).rstrip("/").rpartition(":")[0]
     if not secure and host not in LOOPBACK:
         raise StoreError(
@@ -75,8 +77,6 @@ def _target(endpoint: str, *, secure: bool) -> str:
         )
     if not mark:
         return endpoint
-    if scheme not in ("http", "https"):
-        raise StoreError(f"store.endpoints: {endpoint!r} begins with neither http:// nor https://")
     if secure != (scheme == "https"):
         remedy = "write https://" if secure else "configure store.tls, or write http://"
         raise StoreError(f"store.endpoints: {endpoint!r} does not fit store.tls; {remedy}")
