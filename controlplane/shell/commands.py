@@ -7,6 +7,7 @@ from typing import cast
 
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.orders import Orders
+from controlplane.shell.parts import settled_in
 from controlplane.shell.runs import epoch_message, epoch_of, goes_on, has_begun, has_ended
 from controlplane.shell.session import AgentStream
 from failover.domain.fencing import command_for
@@ -104,8 +105,7 @@ class Commands:
     def _gang_step(self, run: Versioned[RunRecord] | None) -> int:
         if run is None or not run.record.members:
             return -1
-        head = self._world.newest("heads", run.record.job)
-        return wanted_part(run.record, head.record.step if head else -1)
+        return wanted_part(run.record, settled_in(self._world, run.record))
 
     def _command(self, owner: OwnershipRecord, member: Member, gang_step: int) -> Command:
         return Command(

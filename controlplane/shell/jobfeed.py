@@ -238,7 +238,7 @@ class JobFeed:
                 log.warning("checkpoint %s step %d is suspect: %s", job, ready.step, tainted.sentence)
             return tainted is not None
 
-        whole = await self._parts.take(stream.node, ready, gang, head.record.step if head else -1, suspect)
+        whole = await self._parts.take(stream.node, ready, gang, suspect)
         if whole is None:
             return None
         if isinstance(whole, Refused):

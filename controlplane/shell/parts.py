@@ -10,7 +10,7 @@ from controlplane.shell.apply import Conflict
 from controlplane.shell.mirror import Mirror
 from controlplane.shell.runs import epoch_of
 from controlplane.shell.writer import GroupWriter
-from failover.domain.gang import folded, never_complete, parts_complete, rank_on
+from failover.domain.gang import folded, never_complete, parts_complete, rank_on, settled_step
 from gridkeeper.decision import Decision, Put, Versioned
 from gridkeeper.ids import JobId
 from gridkeeper.keys import KEYS
@@ -45,6 +45,17 @@ class Refused:
     retry: bool = False
 
 
+def settled_in(world: Mirror, run: RunRecord) -> int:
+    """``settled_step`` of a gang's run, by the heads and checkpoints of the mirror of the global store."""
+
+    def committed(step: int) -> bool:
+        held = world.newest("checkpoints", KEYS.checkpoint_name(run.job, step))
+        return held is not None and bool(held.record.epoch == run.epoch)
+
+    head = world.newest("heads", run.job)
+    return settled_step(run, head.record.step if head else -1, committed)
+
+
 class Parts:
     """One per replica. ``world``: the mirror of the global store."""
 
@@ -55,7 +66,7 @@ class Parts:
         self._clock = clock
 
     async def take(
-        self, node: str, ready: CheckpointReady, gang: bool, head_step: int, suspect: Callable[[], bool]
+        self, node: str, ready: CheckpointReady, gang: bool, suspect: Callable[[], bool]
     ) -> Whole | Refused | None:
         """What an announced checkpoint makes whole: of a job on one node, what was announced; of a gang, the join of
         all parts, once every member has stored its own. None: not yet (the agent repeats its announcement).
@@ -76,7 +87,7 @@ class Parts:
             record = run.record if run else None
         if record is None:
             return None
-        hopeless = never_complete(record, head_step)
+        hopeless = never_complete(record, settled_in(self._world, record))
         if hopeless:
             return Refused(hopeless)
         if not parts_complete(record, ready.step):

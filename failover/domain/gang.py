@@ -9,7 +9,7 @@ confirmed stopped, it runs when every member runs.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from gridkeeper.decision import Versioned
@@ -154,13 +154,20 @@ def unheard_members(run: RunRecord) -> tuple[NodeId, ...]:
 # -- one checkpoint of many parts --------------------------------------------------------------------------------------
 
 
-def wanted_part(run: RunRecord, head_step: int) -> int:
-    """The step whose parts the members are to store now; −1: rank 0 has stored none beyond the head yet.
+def settled_step(run: RunRecord, head_step: int, committed: Callable[[int], bool]) -> int:
+    """The newest step that nothing more is wanted of: the head, or one that this epoch ``committed`` beyond it as
+    suspect, which no head moves to. Members' parts name all that there may be: a commit needs every one of them."""
+    parts = {member.part_step for member in run.members if member.part_step > head_step}
+    return max((step for step in parts if committed(step)), default=head_step)
+
+
+def wanted_part(run: RunRecord, settled: int) -> int:
+    """The step whose parts the members are to store now; −1: rank 0 has stored none beyond the settled one yet.
 
     Rank 0 chooses, and takes its newest each time; the others follow. A member whose process has ended makes no more
     checkpoints, so the gang takes no newer one than the newest that *it* has stored."""
     parts = [m.part_step for rank, m in enumerate(run.members) if rank == 0 or m.ended_ms]
-    return min((step for step in parts if step > head_step), default=-1)
+    return min((step for step in parts if step > settled), default=-1)
 
 
 def parts_complete(run: RunRecord, step: int) -> bool:
@@ -168,10 +175,10 @@ def parts_complete(run: RunRecord, step: int) -> bool:
     return all(member.part_step == step for member in run.members)
 
 
-def never_complete(run: RunRecord, head_step: int) -> str:
-    """Why no parts beyond the head ever come together, as a sentence; "": they may. A member that has ended with
-    another step than the wanted one has none that is not newer, and the wanted one only falls."""
-    step = wanted_part(run, head_step)
+def never_complete(run: RunRecord, settled: int) -> str:
+    """Why no parts beyond the settled step ever come together, as a sentence; "": they may. A member that has ended
+    with another step than the wanted one has none that is not newer, and the wanted one only falls."""
+    step = wanted_part(run, settled)
     for rank, member in enumerate(run.members):
         if step >= 0 and member.phase is RunPhase.EXITED and member.part_step != step:
             return f"rank {rank} on {member.node} has ended and stored no part of step {step}"

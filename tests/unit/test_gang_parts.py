@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from chaos.simulate.checkpoints import FileData, MemoryTree, SimCheckpointStore
 from chaos.simulate.loop import run_virtual
 from controlplane.shell.runs import gang_record
 from failover.checkpoint.manifest import joined
+from failover.domain.gang import folded
 from gridkeeper import codec
 from gridkeeper.ids import DeviceId, Epoch, JobId, NodeId
 from gridkeeper.keys import KEYS
 from gridkeeper.ports.jobs import CheckpointError, Manifest, ManifestFile
 from gridkeeper.ports.store import PutOp
-from gridkeeper.records.jobs import RunRecord
+from gridkeeper.records.jobs import RunPhase, RunRecord
 from gridkeeper.v1 import records_pb2
 from gridkeeper.v1.agent_pb2 import AgentFrame, CheckpointReady, Workload
 from tests.fixtures import records
@@ -65,6 +67,41 @@ def test_a_part_is_suspect_if_evidence_speaks_against_any_member() -> None:
                 if noted.members[0].part_step == 3:
                     break
             assert noted.members[0].part_step == 3 and noted.members[0].part_suspect
+
+    run_virtual(main())
+
+
+def test_what_rank_0_ends_with_is_refused_if_the_others_ended_with_what_is_suspect() -> None:
+    """Protects: a suspect checkpoint is no head, yet it is done with. The newer part never becomes whole, and a gang
+    that has finished would be taken for one that hangs."""
+
+    async def main() -> None:
+        async with bench() as b:
+            owner = records.ownership(devices=(f"{MINE}/gpu0", f"{OTHER}/gpu0"))
+            owner = replace(owner, spec=replace(owner.spec, nodes=2), rendezvous="n1:20000")
+            epoch = records_pb2.Epoch(generation=1, number=1)
+            told = Workload(job=JOB, epoch=epoch, phase=records_pb2.RUN_PHASE_RUNNING)
+            run = gang_record(told, None, owner, EAST, MINE, 1)
+            done = replace(run.members[1], reported=True, phase=RunPhase.EXITED, stop_confirmed=True, ended_ms=9)
+            members = (replace(run.members[0], part_step=3), replace(done, part_step=3))
+            written = replace(records.checkpoint(step=3), suspect=True)
+            puts = {
+                KEYS.ownership(JOB): owner,
+                KEYS.run(JOB, 1, 1): folded(run, members),
+                KEYS.checkpoint(JOB, 3): written,
+            }
+            txn = await b.reader.txn([], [PutOp(key, codec.encode(record)) for key, record in puts.items()])
+            await b.replicas[0].world.wait_revision(txn.revision, 5_000)
+            disk = SimCheckpointStore(MemoryTree({Path("/n1/step-5"): {"shard-0": FileData(0o600, b"0")}}))
+            digest, _ = await disk.put(JOB, 5, EPOCH, Path("/n1/step-5"), part=True)
+            await b.checkpoints[0].copy_from(disk, JOB, 5, digest)
+            session = await b.open(hello())
+            await until(session, "welcome")
+            ready = CheckpointReady(job=JOB, epoch=epoch, step=5, digest=digest)
+            await session.send(AgentFrame(checkpoint=ready))
+            async with asyncio.timeout(20):
+                ack = (await until(session, "checkpoint_ack")).checkpoint_ack
+            assert (ack.step, ack.committed, ack.retry) == (5, False, False) and "rank 1" in ack.refusal
 
     run_virtual(main())
 
