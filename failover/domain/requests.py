@@ -172,7 +172,7 @@ def _while_alive(
         return None
     if run.record.phase in (RunPhase.STOPPING, RunPhase.EXITED):
         limit = owner.spec.grace_ms + 2 * settings.timings.fence_ms
-        waited = now.mono_ms - run.seen_ms
+        waited = _stopping_ms(run, now)
         if owner.desired is Desired.RUN and waited >= limit:
             reason = f"epoch {owner.epoch} on {owner.node} is stopping for {waited} ms and its end is not confirmed"
             return Cause(MigrationKind.RECOVERY, reason, now.ledger_ms - waited, trace=owner.trace)
@@ -181,6 +181,13 @@ def _while_alive(
         return None
     drain = _evacuation(state, world, owner, now)
     return _drain_cause(state, drain, owner, now) if drain else None
+
+
+def _stopping_ms(run: Versioned[RunRecord], now: Now) -> int:
+    """How long that run is stopping. A gang's record is written anew with every step of its other members, so a member
+    whose process has ended counts from that end on: by stored times, but nothing is safe only because of it."""
+    ends = [m.ended_ms for m in run.record.members if m.phase is RunPhase.STOPPING and m.ended_ms]
+    return max(now.mono_ms - run.seen_ms, now.ledger_ms - min(ends, default=now.ledger_ms))
 
 
 def _silence(state: RegionState, owner: OwnershipRecord) -> Versioned[LivenessRecord] | None:

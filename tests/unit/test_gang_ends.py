@@ -136,6 +136,21 @@ def test_a_gang_that_is_given_up_is_moved_by_nothing_more() -> None:
     assert asked(grid(*members, restarts=over - 1), STOP_MS, silent=True) != ()
 
 
+def test_steps_of_other_members_do_not_put_off_the_end_of_one_that_does_not_come_apart() -> None:
+    """Protects: each report of a step writes the gang's record anew, so a member whose process has ended and whose end
+    is never confirmed would keep the others on their devices for ever."""
+    ended_ms = 1_000
+    lingers = runs(NODES[1], phase=RunPhase.STOPPING, ended_ms=ended_ms)
+    world = grid(runs(NODES[0]), lingers)
+    now_ms = ended_ms + STOP_MS
+    [(name, run)] = world.runs.items()
+    for seen_ms, at_ms, asks in ((now_ms - 2, now_ms - 1, False), (now_ms - 1, now_ms, True)):
+        stepped = replace(world, runs={name: replace(run, seen_ms=seen_ms)})
+        found = written(asked(stepped, at_ms), MigrationRecord)
+        assert bool(found) == asks
+        assert not found or f"stopping for {STOP_MS} ms" in found[0].reason
+
+
 def test_a_run_record_of_one_node_is_what_it_was() -> None:
     """Protects: records from before there were gangs."""
     run: RunRecord = records.run()
