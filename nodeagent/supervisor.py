@@ -115,7 +115,7 @@ class Supervisor:
         book, refusal = orders.take(self._book, order)
         if refusal:
             log.warning("Command refused: %s", refusal)
-        if order.rendezvous:
+        if order.rendezvous and not refusal:
             self._checkpoints.member(order.key, order.rank, command.gang_step)
         if book is not self._book:
             self._book = book

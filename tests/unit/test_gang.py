@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from chaos.simulate.checkpoints import FileData, MemoryTree, SimCheckpointStore
 from chaos.simulate.clock import SimClock
+from chaos.simulate.executor import SimExecutor, SimJob
+from chaos.simulate.files import SimFiles
 from chaos.simulate.loop import run_virtual
 from controlplane.shell.runs import gang_record
 from failover.domain.fencing import may_acknowledge
@@ -31,16 +33,19 @@ from failover.domain.gang import (
     wanted_part,
 )
 from failover.domain.indexes import confirmed_stopped, released, succeeded
+from gridkeeper import codec
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import DeviceId, Epoch, JobId, NodeId, RegionId, Revision, device_id
-from gridkeeper.ports.jobs import CheckpointError
+from gridkeeper.ports.jobs import CheckpointError, Launch
 from gridkeeper.records.jobs import MemberRun, OwnershipRecord, Revoke, RunPhase, RunRecord
 from gridkeeper.snapshot import GlobalState
 from gridkeeper.timings import Timings
 from gridkeeper.v1 import records_pb2
-from gridkeeper.v1.agent_pb2 import CheckpointAck, CheckpointReady, Workload
+from gridkeeper.v1.agent_pb2 import CheckpointAck, CheckpointReady, Command, Workload
 from nodeagent.checkpointing import Checkpoints
 from nodeagent.orders import epoch_message
+from nodeagent.statefile import MemoryState
+from nodeagent.supervisor import Supervisor
 from tests.fixtures import records
 
 JOB, EPOCH, EAST = JobId("train"), Epoch(1, 1), RegionId("east")
@@ -276,3 +281,30 @@ def test_a_join_holds_all_files_once_and_refuses_one_file_of_two_contents() -> N
             await store.join(JOB, 3, EPOCH, parts)
 
     run_virtual(main(), 60)
+
+
+def test_what_an_overruled_leader_says_of_a_gang_changes_nothing() -> None:
+    """Protects: a command of a term that is over is refused as a whole; the member would store parts of a step that
+    nobody else stores."""
+
+    async def main() -> tuple[int, ...]:
+        clock, files = SimClock(asyncio.get_running_loop()), SimFiles()
+        executor = SimExecutor("n1", clock, files, lambda launch: SimJob(start_ms=1 << 30))
+        store = SimCheckpointStore(files.tree)
+        agent = Supervisor(NODES[1], executor, store, files, MemoryState(), Path("/resume"), clock, Timings())
+        spec = gang(2).spec
+        launch = Launch(JOB, EPOCH, spec, (device_id(NODES[1], "gpu0"),), "", -1, 1, "n0:20000")
+        await executor.start(launch, clock.mono_ms() + 60_000)
+        for step in (5, 9):
+            files.put(executor.checkpoint_dir(JOB, EPOCH) / f"step-{step}", "shard-1", b"1")
+        for term, step in ((5, 5), (4, 9)):
+            told = {"rank": 1, "rendezvous": "n0:20000", "gang_step": step, "slots": ["gpu0"], "resume_step": -1}
+            command = Command(term=term, job=JOB, epoch=epoch_message(EPOCH), **told)  # type: ignore[arg-type]
+            command.desired = records_pb2.DESIRED_RUN
+            command.spec.CopyFrom(cast(records_pb2.JobSpec, codec.to_message(spec)))
+            agent.take(command)
+        await agent.tick()
+        await clock.sleep(1_000)
+        return tuple(ready.step for ready in agent.announcements())
+
+    assert run_virtual(main(), 600) == (5,)
