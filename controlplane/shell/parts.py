@@ -73,8 +73,8 @@ class Parts:
 
         ``suspect``: whether evidence speaks against what this node writes; asked once the bytes were verified."""
         job, run = JobId(ready.job), self._run(ready)
-        rank = rank_on(run.record, node) if run else -1
-        told = run is not None and gang and rank >= 0 and run.record.members[rank].part_digest == ready.digest
+        members = run.record.members if run and gang else ()
+        told = any(member.node == node and member.part_digest == ready.digest for member in members)
         if not told:
             try:
                 manifest = await self._checkpoints.verify(job, ready.step, ready.digest)

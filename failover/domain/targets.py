@@ -51,11 +51,12 @@ def seek_target(
     offer = current_offer(world, record)
     if not holds_grant(world, record.target_region):
         return _ask(world, spec, record, f"region {record.target_region} does not hold its grant any more", policy)
-    if offer is not None and not offer.record.refusal:
+    refusal = _refusal(offer.record, spec) if offer else ""
+    if offer is not None and not refusal:
         return Ready(offer)
     waited = now.mono_ms - migration.seen_ms
     if offer is not None:
-        why = offer.record.refusal
+        why = refusal
         if _may_change_at_home(spec, record, waited, timings):
             return Wait(f"waits for room: {why}")
     elif waited >= timings.takeover_ms:
@@ -74,6 +75,13 @@ def seek_target(
     if following in before and waited < timings.takeover_ms:
         return Wait(f"waits for room: {'; '.join((*others, entry))}")
     return _ask(world, spec, refused, why, policy)
+
+
+def _refusal(offer: OfferRecord, spec: JobSpec) -> str:
+    """Why it is a no; "" if it is none. A region whose version knows no gangs offers one member's devices."""
+    if offer.refusal or len(offer.devices) == spec.all_devices:
+        return offer.refusal
+    return f"it offers {len(offer.devices)} of {spec.all_devices} devices"
 
 
 def _may_change_at_home(spec: JobSpec, record: MigrationRecord, waited_ms: int, timings: Timings) -> bool:

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from chaos.simulate.checkpoints import FileData, MemoryTree, SimCheckpointStore
+from chaos.simulate.clock import SimRng
 from chaos.simulate.loop import run_virtual
+from controlplane.shell.apply import Applier
+from controlplane.shell.parts import Parts
 from controlplane.shell.runs import gang_record
+from controlplane.shell.writer import GroupWriter
 from failover.checkpoint.manifest import joined
 from failover.domain.gang import folded
 from gridkeeper import codec
@@ -102,6 +106,27 @@ def test_what_rank_0_ends_with_is_refused_if_the_others_ended_with_what_is_suspe
             async with asyncio.timeout(20):
                 ack = (await until(session, "checkpoint_ack")).checkpoint_ack
             assert (ack.step, ack.committed, ack.retry) == (5, False, False) and "rank 1" in ack.refusal
+
+    run_virtual(main())
+
+
+def test_a_part_of_a_gang_whose_record_names_no_members_is_not_taken() -> None:
+    """Protects: a record that a version wrote which knows no gangs; the stream of the node, and its other jobs."""
+
+    async def main() -> None:
+        async with bench() as b:
+            plain = replace(records.run(), node=MINE, phase=RunPhase.RUNNING, stop_confirmed=False)
+            assert plain.members == () and plain.epoch == EPOCH
+            txn = await b.reader.txn([], [PutOp(KEYS.run(JOB, 1, 1), codec.encode(plain))])
+            world = b.replicas[0].world
+            await world.wait_revision(txn.revision, 5_000)
+            disk = SimCheckpointStore(MemoryTree({Path("/n1/step-5"): {"shard-0": FileData(0o600, b"0")}}))
+            digest, _ = await disk.put(JOB, 5, EPOCH, Path("/n1/step-5"), part=True)
+            applier = Applier(b.reader, world, KEYS.audit, SimRng(3), b.clock.wall_ms)
+            parts = Parts(world, GroupWriter(applier, "test"), disk, b.clock)
+            epoch = records_pb2.Epoch(generation=1, number=1)
+            ready = CheckpointReady(job=JOB, epoch=epoch, step=5, digest=digest)
+            assert await parts.take(MINE, ready, gang=True, suspect=lambda: False) is None
 
     run_virtual(main())
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from controlplane.rpc.choices import choices
 from failover.checkpoint.replicate import wanted_copies
 from failover.domain.regions import barred_from, weigh_regions
+from failover.domain.targets import Ask, Ready, Wait, seek_target
 from gridkeeper.decision import Now, Versioned
-from gridkeeper.ids import Epoch, JobId, MigrationId, RegionId, ReplicaId, Revision
+from gridkeeper.ids import DeviceId, Epoch, JobId, MigrationId, NodeId, RegionId, ReplicaId, Revision
 from gridkeeper.policy.model import PlacementPolicy, PlacementWeights, Policy, RegionTerms
-from gridkeeper.records.jobs import GrantRecord, HeadRecord, JobSpec, MigrationRecord, RegionRecord
+from gridkeeper.records.jobs import GrantRecord, HeadRecord, JobSpec, MigrationRecord, OfferRecord, RegionRecord
 from gridkeeper.snapshot import GlobalState, Settings
 from tests.fixtures import records
 from tests.unit.failover_world import SETTINGS, Grid, spec_of
@@ -125,6 +126,25 @@ def test_no_weight_brings_back_a_region_that_is_left_out(
     assert all(0 <= mark.points <= 1000 for o in options for mark in o.marks)
     again = replace(state, regions={r: state.regions[r] for r in shuffled})
     assert weigh_regions(spec, again, MOVE, policy) == options
+
+
+def answered(devices: int, spec: JobSpec, policy: PlacementPolicy) -> Ready | Ask | Wait:
+    """Where the search stands once east has offered so many devices to a job that it was asked for."""
+    gpus = tuple(DeviceId(f"n1/gpu{number}") for number in range(devices))
+    asked = replace(MOVE, target_region=EAST, attempt=1)
+    offer = OfferRecord(asked.id, 1, EAST, NodeId("n1"), gpus, "", 1)
+    state = replace(world(EVEN), offers={asked.id: held(offer)})  # type: ignore[dict-item]
+    settings = Settings(SETTINGS.timings, Policy(placement=policy))
+    return seek_target(state, spec, held(asked), settings, Now(1, 1))  # type: ignore[arg-type]
+
+
+def test_an_offer_of_too_few_devices_counts_as_a_refusal() -> None:
+    """Protects: a region whose version knows no gangs offers one member's devices; the job would start crippled."""
+    gang = replace(spec_of("train"), nodes=2)
+    assert isinstance(answered(4, gang, PlacementPolicy()), Ready)
+    found = answered(2, gang, PlacementPolicy())
+    assert isinstance(found, Ask) and found.record.target_region != EAST
+    assert "it offers 2 of 4 devices" in found.sentence
 
 
 def test_what_was_considered_is_on_record_and_explained() -> None:
