@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from failover.domain.indexes import current_offer, refused_regions
-from failover.domain.regions import choose_region, considered, holds_grant, no_region, weigh_regions
+from failover.domain.regions import barred_from, choose_region, considered, holds_grant, no_region, weigh_regions
 from gridkeeper.decision import Now, Versioned
 from gridkeeper.ids import NodeId
 from gridkeeper.policy.model import PlacementPolicy
@@ -51,6 +51,9 @@ def seek_target(
     offer = current_offer(world, record)
     if not holds_grant(world, record.target_region):
         return _ask(world, spec, record, f"region {record.target_region} does not hold its grant any more", policy)
+    barred = barred_from(spec, record.target_region, policy)
+    if barred:  # it was asked by a leader that had an older policy
+        return _ask(world, spec, record, f"{record.target_region} may not have it any more: {barred}", policy)
     refusal = _refusal(offer.record, spec) if offer else ""
     if offer is not None and not refusal:
         return Ready(offer)

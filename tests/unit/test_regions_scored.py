@@ -138,6 +138,17 @@ def answered(devices: int, spec: JobSpec, policy: PlacementPolicy) -> Ready | As
     return seek_target(state, spec, held(asked), settings, Now(1, 1))  # type: ignore[arg-type]
 
 
+def test_an_offer_of_a_region_that_may_not_have_the_job_any_more_is_not_taken() -> None:
+    """Protects: residency. The first region is chosen as a move begins, maybe by a leader that has an older policy."""
+    old = PlacementPolicy(regions=tuple(RegionTerms(r, residency=("eu",)) for r in (EAST, WEST)))
+    new = PlacementPolicy(regions=(RegionTerms(WEST, residency=("eu",)),))
+    spec = spec_of("train", residency="eu")
+    assert isinstance(answered(2, spec, old), Ready)
+    found = answered(2, spec, new)
+    assert isinstance(found, Ask) and found.record.target_region == WEST and "residency eu" in found.sentence
+    assert isinstance(answered(2, spec, PlacementPolicy()), Wait), "nowhere, then"
+
+
 def test_an_offer_of_too_few_devices_counts_as_a_refusal() -> None:
     """Protects: a region whose version knows no gangs offers one member's devices; the job would start crippled."""
     gang = replace(spec_of("train"), nodes=2)
