@@ -107,7 +107,8 @@ class Failsafe:
     """What stands between the decider's region and the jobs of others (``failover.domain.promises``), as its own
     region's store has it. ``raised``: how far each fence was raised and when this process first saw it there, oldest
     first; both ascend. A fence is raised for one intent after the other, and none waits longer for those that follow.
-    ``named``: regions whose grant names ours, and since when this process has seen it do so without a break.
+    ``named``: regions whose grant names ours, and since when this process has seen it do so without a break. ``torn``:
+    fences that do not decode, with the revision under which they stand.
     """
 
     here: RegionId
@@ -115,6 +116,7 @@ class Failsafe:
     raised: Mapping[RegionId, tuple[tuple[Extent, int], ...]] = field(default_factory=dict)
     promises: Mapping[RegionId, Versioned[PromiseRecord]] = field(default_factory=dict)
     named: Mapping[RegionId, int] = field(default_factory=dict)
+    torn: Mapping[RegionId, Revision] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

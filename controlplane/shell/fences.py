@@ -10,7 +10,7 @@ from controlplane.shell.apply import Applier
 from controlplane.shell.leader import TICK_MS, apply_all
 from controlplane.shell.mirror import Changed, Mirror
 from controlplane.shell.states import global_state
-from failover.domain.promises import decide_fences
+from failover.domain.promises import begins_anew, decide_fences
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import Extent, RegionId, ReplicaId
 from gridkeeper.ports.clock import Clock
@@ -82,7 +82,8 @@ class Fences:
         """For every snapshot of the global store on which a job's next owner may be decided."""
         fences: Any = self._local.kind("fences")
         promises: Any = self._local.kind("promises")
-        return Failsafe(self._region, fences, dict(self._raised), promises, dict(self._named))
+        torn = {RegionId(name): revision for name, revision in self._local.torn("fences").items()}
+        return Failsafe(self._region, fences, dict(self._raised), promises, dict(self._named), torn)
 
     def world(self) -> GlobalState:
         """The global store with what this region's store has to say to it."""
@@ -93,8 +94,18 @@ class Fences:
         while True:
             if self._leads() and self._local.fresh and self._world.fresh:
                 try:
-                    await apply_all(decide_fences(self.world()), self._applier, self._actor, None)
+                    await self._raise()
                 except StoreError as error:
                     log.warning("the fences of %s wait for its store: %s", self._region, error)
                     await self._clock.sleep(TICK_MS)
             await self._world.wait_stirred(TICK_MS)
+
+    async def _raise(self) -> None:
+        failsafe = self.failsafe()
+        decisions = decide_fences(global_state(self._world, failsafe))
+        if begins_anew(decisions, failsafe):
+            # Somebody who saw more than this process does may have raised what is lost.
+            if not await self._world.catch_up(TICK_MS):
+                return
+            decisions = decide_fences(global_state(self._world, failsafe))
+        await apply_all(decisions, self._applier, self._actor, None)

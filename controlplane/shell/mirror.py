@@ -43,7 +43,7 @@ class Mirror:
         self._published: dict[str, Published[str, Versioned[Any]]] = {}
         self._journals: dict[str, Journal[str]] = {}
         self._unpublished: dict[str, set[str]] = {}
-        self._suspect: set[str] = set()
+        self._suspect: dict[str, Revision] = {}
         self._shown: frozenset[str] = frozenset()
         self._heard_ms = -STALE_AFTER_MS
         self._moved = asyncio.Event()
@@ -149,11 +149,11 @@ class Mirror:
         except codec.CorruptRecord as error:
             # What it stood for is unknown: it leaves the mirror, and decisions see its key as suspect.
             log.error("%s holds no valid %s: %s", kv.key, record.__name__, error)
-            self._suspect.add(kv.key)
+            self._suspect[kv.key] = kv.mod_revision
             self._calm = False
             held.pop(name, None)
             return
-        self._suspect.discard(kv.key)
+        self._suspect.pop(kv.key, None)
         # A store that was restored from a backup may hold something else at that revision, which is seen only now.
         same = old is not None and old.revision == kv.mod_revision and old.record == value
         seen = old.seen_ms if old and same else self._clock.mono_ms()
@@ -164,7 +164,7 @@ class Mirror:
 
     def _drop(self, key: str) -> None:
         kind, name = self._split(key)
-        self._suspect.discard(key)
+        self._suspect.pop(key, None)
         self._calm = False
         if self._kinds.get(kind, {}).pop(name, None) is not None:
             self._note(kind, name)
@@ -185,9 +185,14 @@ class Mirror:
 
     @property
     def suspect(self) -> frozenset[str]:
-        if self._shown != self._suspect:
+        if self._shown != self._suspect.keys():
             self._shown = frozenset(self._suspect)
         return self._shown
+
+    def torn(self, kind: str) -> dict[str, Revision]:
+        """Names of one kind whose records do not decode, and under which revision they stand."""
+        found = ((self._split(key), revision) for key, revision in self._suspect.items())
+        return {name: revision for (of, name), revision in found if of == kind}
 
     def kind(self, kind: str) -> Mapping[str, Versioned[Any]]:
         """Name -> record of one kind, as a mapping that never changes once handed out."""
@@ -223,6 +228,12 @@ class Mirror:
         except TimeoutError:
             return self.revision >= revision
         return True
+
+    async def catch_up(self, timeout_ms: int) -> bool:
+        """Wait until all that the store held when this was called is in: it is asked by quorum. False: the time was up.
+        Raises the store's errors."""
+        _, revision = await self._store.get(self._root + "meta")
+        return await self.wait_revision(revision, timeout_ms)
 
     async def wait_moved(self, timeout_ms: int) -> bool:
         """Wait for the next batch of any kind. False: the time was up."""

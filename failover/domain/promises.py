@@ -18,8 +18,9 @@ global store. The order that safety rests on:
 
 A grant that is revoked raises the fence like an intent: a human's word that a region is lost ends its jobs, too.
 
-A fence that is not there is no low one: the region's store may be new, or have lost it, and with it what was refused.
-Nothing is promised until a leader who reads the global store has raised one, the first time to all that it sees.
+A fence that is not there, or does not decode, is no low one: the region's store may be new, or have lost it, and with
+it what was refused. Nothing is promised until a leader has raised one to all that the global store holds, read by
+quorum after the loss was seen: whatever the lost one was raised for had been committed before.
 """
 
 from __future__ import annotations
@@ -91,10 +92,17 @@ def decide_fences(world: GlobalState) -> tuple[Decision, ...]:
         if old is None:
             revision = max(revision, int(world.revision))
         record = FenceRecord(region, world.generation, revision)
-        put = Put(keys.fence(region), record, old.revision if old else ABSENT)
+        put = Put(keys.fence(region), record, old.revision if old else failsafe.torn.get(region, ABSENT))
         sentence = f"{failsafe.here} promises {region} nothing any more below revision {revision} of the global store"
         decisions.append(Decision("promise.fence", sentence, (put,), (), f"region/{region}", audit=False))
     return tuple(decisions)
+
+
+def begins_anew(decisions: tuple[Decision, ...], failsafe: Failsafe) -> bool:
+    """Whether one of them raises a fence whose height is not known: ``world`` must then show all that was committed
+    before ``failsafe`` was taken, or the new one may be lower than what it replaces."""
+    known = {RegionKeys(failsafe.here).fence(region) for region in failsafe.fences}
+    return any(write.key not in known for decision in decisions for write in decision.writes)
 
 
 class _Newest:

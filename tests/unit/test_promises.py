@@ -384,6 +384,34 @@ def test_a_region_whose_store_was_lost_promises_only_to_who_has_seen_all_that_it
     run_virtual(main())
 
 
+def test_a_fence_that_does_not_decode_is_raised_anew_to_all_that_stands_globally() -> None:
+    """Protects: a region that cannot read its own fence promises again without a human; and what it refused before it
+    still refuses, though the leader that writes the fence anew had not yet seen why."""
+
+    async def main() -> None:
+        west = West()
+        async with running(west.local.run, west.world.run, west.fences.run):
+            await west.local.wait_loaded()
+            await west.put_globally(KEYS.grant(EAST), GrantRecord(EAST, 1, ReplicaId("e"), 1))
+            await west.clock.sleep(1_000)
+            west.world_store.partition()
+            another = west.world_cluster.client("another")
+            await another.txn([], [PutOp(KEYS.ownership(OWNER.job), codec.encode(OWNER))])
+            intent = int((await another.range(KEYS.root)).revision)
+            await west.fence(intent)  # by another one of its replicas
+            await west.put(WEST_KEYS.fence(EAST), b"\xff\xff")
+            await west.clock.sleep(1_000)
+            assert west.world.fresh, "it does not know yet that it sees nothing new"
+            before, now = (replace(ASK, seen=Extent(1, revision)) for revision in (intent - 1, intent))
+            assert "does not know its own fence" in await west.promiser.answer(before)
+            west.world_store.heal()
+            await west.clock.sleep(5_000)
+            assert "raised its fence" in await west.promiser.answer(before)
+            assert await west.promiser.answer(now) == ""
+
+    run_virtual(main())
+
+
 def test_without_the_stores_generation_its_revisions_say_nothing() -> None:
     """Protects: the header of a restored store that does not decode is not taken for that of a first one."""
     fence = Versioned(FenceRecord(EAST, 2, 25), Revision(7), Revision(7), 0)
