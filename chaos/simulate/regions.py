@@ -24,11 +24,13 @@ from chaos.simulate.stories import (
     steady,
 )
 from controlplane.domain.taken import TAKEN
+from gridkeeper import codec
 from gridkeeper.ids import NodeId, RegionId
 from gridkeeper.keys import KEYS, RegionKeys
 from gridkeeper.policy.document import default_policy
 from gridkeeper.policy.model import RegionLossPolicy
-from gridkeeper.records.faults import IncidentRecord, IncidentState
+from gridkeeper.ports.store import PutOp
+from gridkeeper.records.faults import IncidentRecord, IncidentState, LeaderRecord
 from gridkeeper.records.jobs import GrantRecord, OwnershipRecord
 from gridkeeper.records.regions import LossRecord, LossState
 
@@ -158,6 +160,35 @@ async def promises_revoked(grid: SimGrid) -> tuple[Claim, ...]:
     )
 
 
+async def not_named(grid: SimGrid) -> tuple[Claim, ...]:
+    """The job's region dies, and its grant names only one of the others: another one that has come to lead the world
+    could wait for ever for R to pass."""
+    owner = await steady(grid)
+    await _kill(grid, owner.region)
+
+    def leader() -> RegionId | None:
+        record = grid.one(GLOBAL_STORE, KEYS.leader, LeaderRecord)
+        region = grid.servers[record.replica].region if record else owner.region
+        return region if region != owner.region else None
+
+    leading = await grid.until(leader, "a leader of the world", SOON_MS)
+    grant = grid.one(GLOBAL_STORE, KEYS.grant(owner.region), GrantRecord)
+    assert grant is not None
+    (named,) = (region for region in grant.peers if region != leading)
+    value = codec.encode(replace(grant, peers=(named,)))
+    await grid.stores[GLOBAL_STORE].client("the story").txn([], [PutOp(KEYS.grant(owner.region), value)])
+    await recovered(grid)
+    decided = leader()
+    _start(grid, owner.region)
+    await finished(grid)
+    return (
+        *await job_ended(grid),
+        nothing_drained(grid),
+        *_moved_once(grid, owner),
+        Claim("the region that is named leads the world", decided == named, f"{decided}; named: {named}", calm=True),
+    )
+
+
 LONG = replace(SHAPE, nodes=1, devices=4, jobs={JOB: SimJob(3 * STEP_MS, EVERY, STEPS)})
 
 REGIONS: dict[str, Story] = {
@@ -169,6 +200,10 @@ REGIONS: dict[str, Story] = {
         Story(
             "promises-revoked", "a job that lives on promises is wanted elsewhere", promises_revoked,
             replace(LONG, jobs={JOB: SimJob(4 * STEP_MS, EVERY, STEPS)}),
+        ),
+        Story(
+            "not-named", "a lost region's grant names one of the others only", not_named,
+            replace(SHAPE, nodes=1, devices=4, regions=("east", "west", "north")),
         ),
         Story(
             "promises-end", "one of the regions that promised falls silent", promises_end,

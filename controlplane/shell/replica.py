@@ -36,6 +36,7 @@ from controlplane.store.election import Election, LeasedKey
 from failover.checkpoint.collector import Collector
 from failover.checkpoint.replicate import Replicator
 from failover.checkpoint.scrubber import Scrubber
+from failover.domain.handover import decided_elsewhere
 from gridkeeper import codec
 from gridkeeper.decision import ABSENT
 from gridkeeper.failpoint import Failpoints
@@ -233,11 +234,12 @@ class Replica:
 
         ``needs``: leading needs the other store too. Who is cut off from it lets others stand first, and hands over to
         them, but leads if nobody else does: a region goes on judging its devices on its own, and what the world's
-        leader can do without its own region's store, which holds its fences, is better than nothing.
+        leader can do without its own region's store, which holds its fences, is better than nothing. So does who leads
+        the world and may not decide on a job that a leader of another region could decide on.
         """
         clock = self._ports.clock
         while True:
-            if not needs.fresh:
+            if self._hampered(needs):
                 await clock.sleep(2_000 * self._timings.lease_ttl_s)
             record = LeaderRecord(self.replica, self._address, clock.wall_ms())
             election = Election(store, key, codec.encode(record), self._timings.lease_ttl_s, clock)
@@ -261,24 +263,32 @@ class Replica:
                 await clock.sleep(FAILED_MS)
 
     async def _outshone(self, key: str, needs: Mirror) -> None:
-        """Until this replica has been without the store that it ``needs`` for F while another one lives that may lead
-        instead. Not again before four R have passed: the other one may be no better off."""
+        """Until this replica has been hampered for F while another one lives that may lead instead. Not again before
+        four R have passed: the other one may be no better off."""
         clock, timings = self._ports.clock, self._timings
-        blind_since: int | None = None
+        since: int | None = None
         while True:
             now = clock.mono_ms()
-            blind_since = None if needs.fresh else blind_since or now
+            why = self._hampered(needs)
+            since = since or now if why else None
             others = any(name != self.replica for name in self.local.kind("replicas"))
             if needs is self.local:
                 others = any(name != self.region for name in self.world.kind("grants"))
             handed_over_ms = self._handed_over_ms.get(key)
             rested = handed_over_ms is None or now - handed_over_ms >= 4 * timings.takeover_ms
-            if others and rested and blind_since is not None and now - blind_since >= timings.fence_ms:
+            if others and rested and since is not None and now - since >= timings.fence_ms:
                 self._handed_over_ms[key] = now
-                away = "its own" if needs is self.local else "the global"
-                log.warning("%s hands over %s: %s store is not heard from here", self.replica, key, away)
+                log.warning("%s hands over %s: %s", self.replica, key, why)
                 return
             await clock.sleep(RETRY_MS)
+
+    def _hampered(self, needs: Mirror) -> str:
+        """Why another one would do better as a leader who ``needs`` that store; "": none would."""
+        if not needs.fresh:
+            return f"{'its own' if needs is self.local else 'the global'} store is not heard from here"
+        if needs is self.local:
+            return decided_elsewhere(self._fences.world(), self._ports.clock.mono_ms(), self._timings)
+        return ""
 
     async def _lead_region(self, fence: Fence) -> None:
         # The leader key's own revision is the point from which the mirror shows everything earlier leaders wrote.
