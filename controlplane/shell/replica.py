@@ -244,6 +244,11 @@ class Replica:
             record = LeaderRecord(self.replica, self._address, clock.wall_ms())
             election = Election(store, key, codec.encode(record), self._timings.lease_ttl_s, clock)
             leadership = await election.campaign()
+            if needs.fresh and self._hampered(needs) and self._rested(key):
+                # It has become hampered while it waited, and those of the other regions stand, too.
+                self._handed_over_ms[key] = clock.mono_ms()
+                await leadership.resign()
+                continue
             log.info("%s leads %s, term %d", self.replica, key, leadership.term)
             leading = asyncio.ensure_future(lead(Fence(key, leadership.term)))
             lost = asyncio.ensure_future(leadership.lost.wait())
@@ -274,13 +279,16 @@ class Replica:
             others = any(name != self.replica for name in self.local.kind("replicas"))
             if needs is self.local:
                 others = any(name != self.region for name in self.world.kind("grants"))
-            handed_over_ms = self._handed_over_ms.get(key)
-            rested = handed_over_ms is None or now - handed_over_ms >= 4 * timings.takeover_ms
-            if others and rested and since is not None and now - since >= timings.fence_ms:
+            if others and self._rested(key) and since is not None and now - since >= timings.fence_ms:
                 self._handed_over_ms[key] = now
                 log.warning("%s hands over %s: %s", self.replica, key, why)
                 return
             await clock.sleep(RETRY_MS)
+
+    def _rested(self, key: str) -> bool:
+        """Whether it may be handed over (again)."""
+        last_ms = self._handed_over_ms.get(key)
+        return last_ms is None or self._ports.clock.mono_ms() - last_ms >= 4 * self._timings.takeover_ms
 
     def _hampered(self, needs: Mirror) -> str:
         """Why another one would do better as a leader who ``needs`` that store; "": none would."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from chaos.simulate.library import run
 from failover.domain.handover import decided_elsewhere
 from gridkeeper.decision import Versioned
 from gridkeeper.ids import RegionId, ReplicaId, Revision
@@ -54,3 +55,9 @@ def test_a_job_that_waits_here_for_ever_is_decided_on_by_a_region_that_is_named_
 def test_leading_is_not_given_away_without_need(world: GlobalState) -> None:
     """Protects: a new leader counts every R anew, so none is to come without one that does better."""
     assert decided_elsewhere(world, NOW, SHORT) == ""
+
+
+def test_the_lead_does_not_go_round_among_the_replicas_of_the_region_that_may_not_decide() -> None:
+    """Protects: in this history they are the first in line, one after the other, whenever one of them hands over."""
+    outcome = run("not-named", 10)
+    assert outcome.good, (outcome.false, outcome.violations)
