@@ -50,7 +50,7 @@ async def run_controlplane(config: ControlPlaneConfig) -> int:
         policy = load_policy(config.policy_file) if config.policy_file else default_policy()
         credentials = server_credentials(config.tls)
         signing_key = read_pem("ledger_key", config.ledger_key, secret=True) if config.ledger_key else b""
-        others = GrpcRegions(channel_credentials(config.tls))
+        others = GrpcRegions(channel_credentials(config.tls), config.trust_domain)
         region_store = await EtcdStore.open(config.region_store, clock, rng)
         which = "global_store"
         global_store = await EtcdStore.open(config.global_store, clock, rng)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from gridkeeper.ids import Epoch, JobId, Revision
+from gridkeeper.ids import Epoch, JobId, RegionId, Revision
 from gridkeeper.ports.clock import Clock
 from gridkeeper.ports.jobs import Executor, Launch, Process
 from gridkeeper.ports.link import AgentSession, ControlSession, Transport
@@ -251,8 +251,8 @@ class GatedRegions:
         self._others = others
         self._gate = gate
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
+    async def ask(self, region: RegionId, address: str, ask: Ask, timeout_ms: int) -> Answer:
         await self._gate.passing()
-        answer = await self._others.ask(address, ask, timeout_ms)
+        answer = await self._others.ask(region, address, ask, timeout_ms)
         await self._gate.passing()
         return answer

@@ -259,7 +259,7 @@ class SimRegions:
         self._network = network
         self._asker = asker
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
+    async def ask(self, region: RegionId, address: str, ask: Ask, timeout_ms: int) -> Answer:
         return await self._network.ask(self._asker, address, ask, timeout_ms)
 
 

@@ -13,7 +13,7 @@ from controlplane.rpc.refusal import Refusal
 from controlplane.security.gate import Caller, NoLonger
 from controlplane.security.guards import Guards
 from controlplane.security.origin import host_of
-from gridkeeper.identity.spiffe import Kind
+from gridkeeper.identity.spiffe import Kind, replica_host
 from gridkeeper.ids import Extent, RegionId, ReplicaId
 from gridkeeper.ports.peers import Answer, Ask, NoAnswer
 from gridkeeper.v1 import regions_pb2_grpc
@@ -74,14 +74,16 @@ class RegionLinkServicer(regions_pb2_grpc.RegionLinkServicer):
 
 
 class GrpcRegions:
-    """``OtherRegions``. Created inside the running event loop; close it."""
+    """``OtherRegions``. Created inside the running event loop; close it. A server is known by the name of its region's
+    replicas in its certificate, not by its address: any other certificate of the grid ends the handshake."""
 
-    def __init__(self, credentials: grpc.ChannelCredentials) -> None:
+    def __init__(self, credentials: grpc.ChannelCredentials, trust_domain: str) -> None:
         self._credentials = credentials
-        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._trust_domain = trust_domain
+        self._channels: OrderedDict[tuple[RegionId, str], grpc.aio.Channel] = OrderedDict()
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
-        stub = regions_pb2_grpc.RegionLinkStub(await self._channel(address))
+    async def ask(self, region: RegionId, address: str, ask: Ask, timeout_ms: int) -> Answer:
+        stub = regions_pb2_grpc.RegionLinkStub(await self._channel(region, address))
         request = PromiseRequest(
             region=ask.region,
             replica=ask.replica,
@@ -95,11 +97,12 @@ class GrpcRegions:
             raise NoAnswer(f"{address}: {error.code().name}: {error.details()}") from error
         return Answer(RegionId(answer.region), answer.refusal)
 
-    async def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.pop(address, None)
+    async def _channel(self, region: RegionId, address: str) -> grpc.aio.Channel:
+        channel = self._channels.pop((region, address), None)
         if channel is None:
-            channel = grpc.aio.secure_channel(address, self._credentials, options=OPTIONS)
-        self._channels[address] = channel
+            name = ("grpc.ssl_target_name_override", replica_host(region, self._trust_domain))
+            channel = grpc.aio.secure_channel(address, self._credentials, options=(*OPTIONS, name))
+        self._channels[region, address] = channel
         while len(self._channels) > MOST_CHANNELS:
             await self._channels.popitem(last=False)[1].close()
         return channel

@@ -143,7 +143,7 @@ class Promises:
         silent = f"{grant.region} has no replica that could be asked"
         for address in sorted(grant.addresses, key=lambda address: address != self._answered.get(grant.region)):
             try:
-                answer = await self._others.ask(address, ask, self._period_ms)
+                answer = await self._others.ask(grant.region, address, ask, self._period_ms)
             except NoAnswer as error:
                 silent = f"{grant.region} does not answer: {error}"
                 continue
@@ -156,7 +156,7 @@ class Promises:
     async def _objection(self, address: str, ask: Ask) -> str:
         """Of another replica of the same region; one that is silent has none."""
         try:
-            answer = await self._others.ask(address, ask, self._period_ms)
+            answer = await self._others.ask(self._region, address, ask, self._period_ms)
         except NoAnswer:
             return ""
         return answer.refusal if answer.region == self._region else ""

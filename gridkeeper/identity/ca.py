@@ -20,7 +20,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gridkeeper.config import TlsFiles
 from gridkeeper.identity.files import TlsError, read_pem, write_pem
-from gridkeeper.identity.spiffe import SCHEME, BadIdentity, Identity, Kind, checked_trust_domain, format_uri
+from gridkeeper.identity.spiffe import (
+    SCHEME,
+    BadIdentity,
+    Identity,
+    Kind,
+    checked_trust_domain,
+    format_uri,
+    replica_host,
+)
 from gridkeeper.identity.wallet import pem_of
 from gridkeeper.ports.clock import Clock
 
@@ -151,7 +159,13 @@ class CertificateAuthority:
         uri = format_uri(identity, self.trust_domain)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
         if _serves(identity):
+            hosts = tuple(hosts)
+            for host in hosts:
+                if host.lower().rstrip(".").endswith(replica_host("", self.trust_domain)):
+                    raise CaError(f"hosts: {host[:80]!r} stands for the replicas of a region; leave it out")
             names += [_general_name(host) for host in dict.fromkeys((*LOCAL_HOSTS, *hosts))]
+        if identity.kind is Kind.REPLICA:
+            names.append(x509.DNSName(replica_host(identity.region, self.trust_domain)))
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if _serves(identity) or identity.kind is Kind.NODE:
             uses.append(

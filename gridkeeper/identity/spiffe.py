@@ -19,6 +19,8 @@ SCHEME = "spiffe://"
 MAX_URI = 2048
 """Bytes, from the SPIFFE ID specification, section 2.3."""
 
+REPLICA_HOSTS = ".replica."
+
 _TRUST_DOMAIN = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,253}[a-z0-9])?\Z")
 
 
@@ -104,6 +106,12 @@ def format_uri(identity: Identity, trust_domain: str) -> str:
             return f"{start}/role/{identity.role}{tenant}/user/{identity.name}"
         case Kind.STORE:
             return f"{start}/store/{identity.name}"
+
+
+def replica_host(region: str, trust_domain: str) -> str:
+    """The DNS name that certificates of a region's replicas carry beside the URI, and no others: what a client of gRPC
+    can check of a server is such a name only."""
+    return f"{region}{REPLICA_HOSTS}{trust_domain}"
 
 
 def parse_uri(uri: str, trust_domain: str) -> Identity:

@@ -35,6 +35,6 @@ class NoAnswer(Exception):
 class OtherRegions(Protocol):
     """The way to the replicas of other regions."""
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
-        """What the replica at ``address`` says. Raises ``NoAnswer``."""
+    async def ask(self, region: RegionId, address: str, ask: Ask, timeout_ms: int) -> Answer:
+        """What the replica at ``address`` says, which must prove to be one of ``region``. Raises ``NoAnswer``."""
         ...

@@ -57,12 +57,12 @@ class Silent:
         self.answers = answers
         self.asked: list[tuple[str, Ask]] = []
 
-    async def ask(self, address: str, ask: Ask, timeout_ms: int) -> Answer:
+    async def ask(self, region: RegionId, address: str, ask: Ask, timeout_ms: int) -> Answer:
         self.asked.append((address, ask))
         if address not in self.answers:
             raise NoAnswer(f"{address}: no answer within {timeout_ms} ms")
-        (region,) = (region for region in (EAST, WEST, NORTH) if region[0] == address[0])
-        return Answer(region, self.answers[address])
+        (there,) = (name for name in (EAST, WEST, NORTH) if name[0] == address[0])
+        return Answer(there, self.answers[address])
 
 
 class West:

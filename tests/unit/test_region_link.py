@@ -16,7 +16,7 @@ from controlplane.security.refusals import RefusalBook
 from gridkeeper.clock import SystemClock, SystemRng
 from gridkeeper.config import LimitsConfig
 from gridkeeper.identity import spiffe
-from gridkeeper.identity.ca import CertificateAuthority
+from gridkeeper.identity.ca import CaError, CertificateAuthority
 from gridkeeper.identity.spiffe import Identity
 from gridkeeper.identity.tls import channel_credentials, server_credentials
 from gridkeeper.ids import Extent, RegionId, ReplicaId
@@ -50,23 +50,31 @@ class West:
 
     async def asked_by(self, identity: Identity, ask: Ask = ASK) -> Answer:
         files = self.authority.issue(identity, self.root / identity.name)
-        regions = GrpcRegions(channel_credentials(files))
+        regions = GrpcRegions(channel_credentials(files), DOMAIN)
         try:
-            return await regions.ask(self.address, ask, 5_000)
+            return await regions.ask(WEST, self.address, ask, 5_000)
         finally:
             await regions.close()
 
 
 @pytest.fixture
-async def west(tmp_path: Path) -> AsyncIterator[West]:
-    authority = CertificateAuthority.create(tmp_path / "ca", DOMAIN, SystemClock())
+def west_authority(tmp_path: Path) -> CertificateAuthority:
+    return CertificateAuthority.create(tmp_path / "ca", DOMAIN, SystemClock())
+
+
+@pytest.fixture
+async def west(
+    tmp_path: Path, west_authority: CertificateAuthority, request: pytest.FixtureRequest
+) -> AsyncIterator[West]:
+    authority = west_authority
     west = West(authority, tmp_path)
     server = grpc.aio.server()
     clock, rng = SystemClock(), SystemRng()
     book = west.book = RefusalBook(west.note, clock, rng)
+    certificate = getattr(request, "param", spiffe.replica("west", "west-r1"))
     guards = guards_of(Gate(DOMAIN, lambda target: west.revoked.get(target, ""), clock), book, LimitsConfig(), clock)
     regions_pb2_grpc.add_RegionLinkServicer_to_server(RegionLinkServicer(WEST, west.answer, guards), server)
-    files = authority.issue(spiffe.replica("west", "west-r1"), tmp_path / "west")
+    files = authority.issue(certificate, tmp_path / "west")
     west.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials(files))}"
     await server.start()
     yield west
@@ -97,6 +105,22 @@ async def test_nobody_asks_in_the_name_of_another(west: West, identity: Identity
         await west.asked_by(identity)
     assert west.heard == []
     assert west.book and west.book.total == 1
+
+
+@pytest.mark.parametrize(
+    "west", [spiffe.replica("north", "west-r1"), spiffe.store("west"), spiffe.node("west", "west-r1")], indirect=True
+)
+async def test_only_a_replica_of_the_region_can_promise_for_it(west: West) -> None:
+    """Protects: a promise in the name of a region by anybody else of the grid at its replica's address."""
+    with pytest.raises(NoAnswer, match="UNAVAILABLE"):
+        await west.asked_by(spiffe.replica("east", "east-r1"))
+    assert west.heard == []
+
+
+def test_no_certificate_is_issued_under_the_name_of_a_regions_replicas(west_authority: CertificateAuthority) -> None:
+    for host in ("west.replica.grid.test", "WEST.replica.GRID.test."):
+        with pytest.raises(CaError, match="stands for the replicas of a region"):
+            west_authority.issue(spiffe.store("s"), west_authority.directory, hosts=[host])
 
 
 async def test_a_replica_that_was_revoked_is_promised_nothing(west: West) -> None:
