@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/gridkeeper demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests/unit -n auto
+	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 	$(BIN)/python -m pytest tests/e2e tests/integration -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests that look for counterexamples, with new random examples each time (`make test` tries the same ones always).
