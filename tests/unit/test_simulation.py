@@ -17,7 +17,7 @@ from chaos.simulate.play import Outcome
 from chaos.simulate.regions import REGIONS
 from chaos.simulate.silences import SILENCES
 
-SEEDS = dict.fromkeys(STORIES, range(1, 11)) | {
+SEEDS = dict.fromkeys(STORIES, range(1, 6)) | {
     "view-lost": range(1, 4),
     "leader-frozen": range(1, 3),
     "storm": range(1, 6),
