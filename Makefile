@@ -21,7 +21,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
-	$(BIN)/python -m pytest tests/e2e tests/integration -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/integration tests/e2e -n 2 --dist loadfile
 
 # The tests that look for counterexamples, with new random examples each time (`make test` tries the same ones always).
 explore: $(STAMP)

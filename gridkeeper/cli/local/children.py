@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -108,12 +109,29 @@ class Child:
             return f"its log cannot be read: {error}"
 
 
+PORTS = range(15_000, 32_000)
+"""Below what Linux gives to outgoing connections (``net.ipv4.ip_local_port_range``, from 32768 on): a port that is
+free now is not taken by one of them before its server is up."""
+
+
 def free_ports(count: int) -> tuple[int, ...]:
-    """Loopback ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Loopback ports that were free a moment ago, chosen at random: two grids that start together hardly meet.
+
+    Raises ``GridError`` if there are not so many.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(sockets) == count:
+                break
+            each = socket.socket()
+            sockets.append(each)
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError:  # somebody has it: the next one
+                sockets.pop().close()
+        if len(sockets) < count:
+            raise GridError(f"fewer than {count} ports from {PORTS.start} to {PORTS.stop - 1} are free on 127.0.0.1")
         return tuple(int(each.getsockname()[1]) for each in sockets)
     finally:
         for each in sockets:
